@@ -1,0 +1,6 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Mozpool lends out untrustworthy devices: each one is proven to work before it is handed over."""
+
+__version__ = "5.0.0"

@@ -1,0 +1,130 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""What BMM can do to hardware: small interfaces, each with as many backends as there are kinds of hardware.
+
+A backend is found through an entry point of the group ``mozpool.power``, ``mozpool.boot``,
+``mozpool.probe`` or ``mozpool.agent`` (see :mod:`mozpool.bmm.registry`), is built once per process with
+:class:`BackendContext`, and is called from many threads; calls with the same lane never overlap.
+Every call is over by its deadline, whatever the peer does, and failures are exceptions that name
+device, operation and reason, never a bare ``False``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mozpool.clock import Clock, Deadline
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a backend may know of a device."""
+
+    name: str
+    address: str
+    """Host name or IP address at which the device answers pings and its agent."""
+    mac_address: str
+    """Twelve lower-case hex digits, without colons."""
+    relay_info: str | None = None
+    """``HOST[:PORT]:bankN:relayM`` where the device hangs on a relay board."""
+    hardware_type: str | None = None
+    hardware_model: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Backend options of this device, from the ``options`` of its ``backends`` column."""
+
+
+@dataclass(frozen=True)
+class BackendContext:
+    """What every backend is built with."""
+
+    clock: Clock
+    tftp_root: str | None
+    """Directory that the TFTP server serves; None where this server offers no network boot."""
+    speed: float = 1.0
+    """Divides the pauses that a protocol asks for; 1 outside of tests with fakes."""
+
+
+class Power(ABC):
+    """Cuts and restores a device's power. On and off speak of the device's power."""
+
+    @abstractmethod
+    def lane(self, device: Target) -> str:
+        """The key of what must not be used twice at a time, e.g. ``relay:HOST:PORT``.
+
+        Raises HardwareError when the device has no usable power control.
+        """
+
+    @abstractmethod
+    def power_cycle(self, device: Target, deadline: Deadline) -> None:
+        """Cut the power, check, wait, restore it, check. Raises HardwareError, LaneError."""
+
+    @abstractmethod
+    def power_off(self, device: Target, deadline: Deadline) -> None:
+        """Cut the power and check. Raises HardwareError, LaneError."""
+
+    @abstractmethod
+    def power_on(self, device: Target, deadline: Deadline) -> None:
+        """Restore the power and check. Raises HardwareError, LaneError."""
+
+    @abstractmethod
+    def is_on(self, device: Target, deadline: Deadline) -> bool | None:
+        """Whether the device has power; None where the hardware can't tell. Raises HardwareError, LaneError."""
+
+    @abstractmethod
+    def test(self, lane: str, deadline: Deadline) -> None:
+        """Two-way talk with the thing behind ``lane``, changing nothing. Raises LaneError."""
+
+
+class Boot(ABC):
+    """Decides what a device boots next time it is powered on."""
+
+    @abstractmethod
+    def set_config(self, device: Target, config: str, deadline: Deadline) -> None:
+        """From now on every boot uses this boot configuration (the whole text). Raises HardwareError."""
+
+    @abstractmethod
+    def clear(self, device: Target, deadline: Deadline) -> None:
+        """From now on the device boots from its own storage. Nothing to clear is fine. Raises HardwareError."""
+
+
+class Probe(ABC):
+    """Tells whether a device is there at all."""
+
+    @abstractmethod
+    def ping(self, device: Target, deadline: Deadline) -> bool:
+        """One attempt (about half a second): whether the device answered. Raises HardwareError when it can't be asked."""
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a command on a device gave."""
+
+    output: str
+    return_code: int | None
+
+
+class Agent(ABC):
+    """Speaks with the program that runs on a device."""
+
+    @abstractmethod
+    def verify(self, device: Target, deadline: Deadline) -> None:
+        """One attempt to prove that the agent works. Raises HardwareError."""
+
+    @abstractmethod
+    def check_storage(self, device: Target, deadline: Deadline) -> None:
+        """Write a file on the device's storage, check it and remove it. Raises HardwareError."""
+
+    @abstractmethod
+    def reboot(self, device: Target, deadline: Deadline) -> None:
+        """Ask the agent to reboot its device; it need not confirm. Raises HardwareError."""
+
+    @abstractmethod
+    def uptime(self, device: Target, deadline: Deadline) -> float | None:
+        """Seconds since the device booted; None when the agent answers but can't tell. Raises HardwareError."""
+
+    @abstractmethod
+    def run(self, device: Target, command: Sequence[str], deadline: Deadline) -> CommandResult:
+        """Run a command (argument list) and return its output and code. Raises HardwareError."""

@@ -1,0 +1,142 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""A TCP conversation in which every step is over by a deadline, whatever the peer does.
+
+A socket's own timeout bounds one system call; a peer that sends a byte now and then, or a name server that is
+silent, would stretch a conversation without end. Here each call gets what is left of its :class:`Deadline`.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+from mozpool.clock import Deadline
+
+_Address = tuple[socket.AddressFamily, Any]
+
+
+class PeerError(Exception):
+    """The conversation failed; ``str()`` is the reason in plain words, without the peer's name."""
+
+
+class Connection:
+    """A TCP connection to one peer. A context manager that closes it; used by one thread at a time."""
+
+    def __init__(self, host: str, port: int, deadline: Deadline) -> None:
+        """Connect to ``host`` (a name or an IP address), trying all its addresses. Raises PeerError."""
+        addresses = _resolve(host, port, deadline)
+        problem = PeerError(f"the host name {host!r} has no address")
+        for tried, (family, address) in enumerate(addresses):
+            # Shared out evenly, so that an address that swallows everything leaves time for the next one.
+            attempt = deadline.within(deadline.remaining() / (len(addresses) - tried))
+            try:
+                self._socket = _connect(family, address, attempt)
+                return
+            except TimeoutError:
+                problem = PeerError(f"no connection within {_seconds(deadline)}")
+            except OSError as e:
+                problem = PeerError(f"no connection: {_reason(e)}")
+        raise problem
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection. Closing it twice is fine."""
+        self._socket.close()
+
+    def send(self, data: bytes, deadline: Deadline) -> None:
+        """Send all of ``data``, in one write where the system takes it. Raises PeerError."""
+        try:
+            _allow(self._socket, deadline)
+            self._socket.sendall(data)
+        except TimeoutError:
+            raise PeerError(f"did not take what was sent within {_seconds(deadline)}") from None
+        except OSError as e:
+            raise PeerError(f"lost the connection while sending: {_reason(e)}") from e
+
+    def receive(self, deadline: Deadline, at_most: int = 65536) -> bytes:
+        """The next bytes that arrive, at least one and ``at_most`` so many; empty when the peer has closed.
+
+        Raises PeerError.
+        """
+        try:
+            _allow(self._socket, deadline)
+            return self._socket.recv(at_most)
+        except TimeoutError:
+            raise PeerError(f"no answer within {_seconds(deadline)}") from None
+        except OSError as e:
+            raise PeerError(f"lost the connection while waiting for an answer: {_reason(e)}") from e
+
+
+def _connect(family: socket.AddressFamily, address: Any, deadline: Deadline) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        _allow(sock, deadline)
+        sock.connect(address)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _allow(sock: socket.socket, deadline: Deadline) -> None:
+    """Let the next call on ``sock`` take what is left; raise TimeoutError when nothing is (0 means "don't block")."""
+    left = deadline.remaining()
+    if left <= 0:
+        raise TimeoutError
+    sock.settimeout(left)
+
+
+def _resolve(host: str, port: int, deadline: Deadline) -> list[_Address]:
+    """The addresses of ``host``. Raises PeerError.
+
+    The system's resolver takes no time limit, so names are looked up in a thread of their own, which is left
+    behind when the name server is silent: it ends by the resolver's own limit. Numeric addresses need no thread.
+    """
+    try:
+        return _look_up(host, port, socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        pass
+    answer: list[_Address] = []
+    problem: list[Exception] = []
+    done = threading.Event()
+
+    def look_up() -> None:
+        try:
+            answer.extend(_look_up(host, port, 0))
+        except (OSError, UnicodeError) as e:
+            problem.append(e)
+        finally:
+            done.set()
+
+    threading.Thread(target=look_up, name=f"resolve {host}", daemon=True).start()
+    if not deadline.clock.wait(done, deadline.remaining()):
+        raise PeerError(f"the host name {host!r} was not resolved within {_seconds(deadline)}")
+    if problem:
+        raise PeerError(f"the host name {host!r} is not known: {_reason(problem[0])}") from problem[0]
+    return answer
+
+
+def _look_up(host: str, port: int, flags: int) -> list[_Address]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def _seconds(deadline: Deadline) -> str:
+    return f"{round(deadline.seconds, 1):g} s"
+
+
+def _reason(error: Exception) -> str:
+    """The system's words for an error, without its number."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

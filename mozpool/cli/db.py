@@ -1,0 +1,172 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The command ``mozpool-db``: makes, upgrades, checks and fills the database that the configuration names."""
+
+from __future__ import annotations
+
+import random
+import runpy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from sqlalchemy.exc import DBAPIError
+
+from mozpool import __version__, config, resources
+from mozpool.clock import Clock
+from mozpool.db import schema
+from mozpool.db.engine import Database
+from mozpool.errors import MozpoolError
+
+_PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+
+
+class _Commands(click.Group):
+    """Errors that are meant for a person end the command with one sentence and status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MozpoolError as error:
+            raise click.ClickException(error.message) from error
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'a file'}: {error.strerror}") from error
+        except DBAPIError as error:
+            raise click.ClickException(f"the database refuses: {error.orig}") from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mozpool-db")
+def main() -> None:
+    """Make, upgrade, check and fill Mozpool's database.
+
+    It is the one that [database] engine in config.ini (or in the file that $MOZPOOL_CONFIG names) says. The exit status
+    is 0 on success, 1 when something failed, 2 when the command line was wrong.
+    """
+
+
+@main.command("create-schema")
+def create_schema() -> None:
+    """Make all tables in an empty database.
+
+    Refuses when Mozpool's tables are there. The database itself must exist on a MySQL server; an SQLite file is made.
+    """
+    with _database(must_exist=False) as (_settings, database):
+        schema.create(database)
+        click.echo(f"Made {database.name}, revision {schema.head()}.")
+
+
+@main.command()
+def upgrade() -> None:
+    """Bring the database up to date, from 4.2.1 or later.
+
+    No row, name or claim is lost. Stop the servers and make a backup first. An upgrade that was interrupted goes on
+    when it is started again; a database that is up to date is left alone.
+    """
+    with _database(must_exist=True) as (_settings, database):
+        before, now = schema.upgrade(database)
+        if before == now:
+            click.echo(f"Nothing to do: {database.name} is at revision {now}.")
+        else:
+            click.echo(f"Upgraded {database.name} from revision {before or 'none'} to {now}.")
+
+
+@main.command()
+def current() -> None:
+    """Print the revision of the database's tables, or "none"."""
+    with _database(must_exist=True) as (_settings, database):
+        click.echo(schema.current(database) or "none")
+
+
+@main.command()
+def check() -> None:
+    """Compare the database with what this version of Mozpool needs.
+
+    Prints what differs, a line each, and ends with status 1 when anything does.
+    """
+    with _database(must_exist=True) as (_settings, database):
+        problems = schema.check(database)
+        for problem in problems:
+            click.echo(problem)
+        if problems:
+            raise click.ClickException(f"{database.name} is not up to date.")
+        click.echo(f"Nothing differs: {database.name} is at revision {schema.head()}.")
+
+
+@main.command("dump-schema")
+def dump_schema() -> None:
+    """Print the schema as SQL for MySQL: tables, log partitions, procedures.
+
+    This is how sql/schema.sql is made. Neither configuration nor database is needed.
+    """
+    click.echo(schema.dump(), nl=False)
+
+
+@main.command(context_settings=_PASS_ON)
+@click.argument("file")
+@click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+def run(file: str, arguments: tuple[str, ...]) -> None:
+    """Run a Python script on the database.
+
+    FILE is looked up as given, then among the scripts that come with Mozpool. Its function
+    main(args, settings, database) gets the remaining arguments, the configuration and a mozpool.db.engine.Database;
+    what it returns is the exit status (None: 0).
+    """
+    _run(file, arguments)
+
+
+@main.command(context_settings=_PASS_ON)
+@click.argument("arguments", metavar="-d COUNT -p PORT", nargs=-1, type=click.UNPROCESSED)
+def testdata(arguments: tuple[str, ...]) -> None:
+    """Fill in fake devices: short for `run testdata.py`.
+
+    `mozpool-db testdata --help` lists the options.
+    """
+    _run("testdata.py", arguments)
+
+
+def _run(file: str, arguments: tuple[str, ...]) -> None:
+    """Run a script's ``main`` and end with its status."""
+    script: Callable[..., int | None] | None = runpy.run_path(str(_find(file))).get("main")
+    if script is None:
+        raise click.ClickException(f"{file} has no function main(args, settings, database)")
+    asks_for_help = bool({"-h", "--help"} & set(arguments))
+    with _database(must_exist=not asks_for_help) as (settings, database):
+        if not asks_for_help and schema.current(database) != schema.head():
+            raise click.ClickException(f"{database.name} is not up to date: see `mozpool-db upgrade`.")
+        raise SystemExit(script(list(arguments), settings, database) or 0)
+
+
+def _find(file: str) -> Path:
+    """The script as given, else the one of that name that comes with Mozpool."""
+    if Path(file).is_file():
+        return Path(file)
+    parts = Path(file).parts
+    if parts[:1] == ("scripts",):
+        parts = parts[1:]
+    try:
+        return resources.path("scripts", *parts)
+    except FileNotFoundError:
+        raise click.BadParameter(f"there is no script {file}", param_hint="FILE") from None
+
+
+@contextmanager
+def _database(*, must_exist: bool) -> Iterator[tuple[config.Settings, Database]]:
+    """The configuration and the database it names, which is closed afterwards."""
+    settings = config.load()
+    database = Database(
+        settings.database.engine,
+        pool_size=settings.database.pool_size,
+        connect_timeout=settings.database.connect_timeout,
+        clock=Clock(),
+        rng=random.Random(),
+    )
+    if must_exist and database.dialect == "sqlite" and not Path(str(database.url.database)).exists():
+        raise click.ClickException(f"{database.name} does not exist: make it with `mozpool-db create-schema`.")
+    try:
+        yield settings, database
+    finally:
+        database.dispose()

@@ -1,0 +1,153 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""``mozpool-server``: the daemon of one imaging server."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import random
+import signal
+import socket
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import click
+from waitress.server import create_server
+
+from mozpool import __version__
+from mozpool.clock import Clock
+from mozpool.config import Settings, load
+from mozpool.daemon import Daemon
+from mozpool.db import schema
+from mozpool.db.engine import Database
+from mozpool.errors import MozpoolError
+from mozpool.web.app import create_app
+
+log = logging.getLogger("mozpool")
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log to stderr and, when configured, to syslog."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if settings.server.syslog:
+        handlers.append(logging.handlers.SysLogHandler(address=settings.server.syslog))
+    logging.basicConfig(level=settings.server.log_level, format=FORMAT, handlers=handlers, force=True)
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("port", type=click.IntRange(1, 65535), required=False)
+@click.option("--config", type=click.Path(exists=True, dir_okay=False), help="Configuration file (config.ini).")
+@click.version_option(__version__, prog_name="mozpool-server")
+def main(port: int | None, config: str | None) -> None:
+    """Serve a pool of devices: the HTTP API, the web pages and the drivers of this imaging server.
+
+    PORT replaces the configured one. The configuration is read from --config, $MOZPOOL_CONFIG, ./config.ini or
+    /etc/mozpool/config.ini.
+    """
+    try:
+        settings = load(config)
+        if port is not None:
+            settings = _with_port(settings, port)
+        configure_logging(settings)
+        serve(settings)
+    except MozpoolError as error:
+        click.echo(f"mozpool-server: {error.message}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        click.echo(f"mozpool-server: {error}", err=True)
+        sys.exit(1)
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises MozpoolError when it cannot start, OSError when the port is taken."""
+    _check_port(settings.server.listen, settings.server.port)
+    _prepare_database(settings)
+    daemon = Daemon(settings)
+    app = create_app(daemon.services)
+    server = create_server(
+        app,
+        host=settings.server.listen,
+        port=settings.server.port,
+        threads=settings.server.threads,
+        connection_limit=2000,
+        asyncore_use_poll=True,
+        channel_request_lookahead=1,
+        max_request_body_size=2 * 1024 * 1024,
+        ident="mozpool",
+    )
+    ending = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if not ending.is_set():
+            ending.set()
+            # Raises out of the server's loop, in this same thread.
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    try:
+        daemon.start()
+        log.info("listening on http://%s:%d/", settings.server.listen, settings.server.port)
+        server.run()
+    except SystemExit:
+        pass
+    finally:
+        ending.set()
+        server.close()
+        daemon.stop()
+
+
+def _with_port(settings: Settings, port: int) -> Settings:
+    """Listen on another port; a name that carries the configured port moves along."""
+    server = settings.server
+    host, colon, named_port = server.fqdn.rpartition(":")
+    fqdn = f"{host}:{port}" if colon and named_port == str(server.port) else server.fqdn
+    return replace(settings, server=replace(server, port=port, fqdn=fqdn))
+
+
+def _prepare_database(settings: Settings) -> None:
+    """See that the schema is today's; an SQLite pool that does not exist yet is created.
+
+    Raises MozpoolError that says what to run.
+    """
+    database = Database(
+        settings.database.engine,
+        connect_timeout=settings.database.connect_timeout,
+        clock=Clock(),
+        rng=random.SystemRandom(),
+    )
+    try:
+        if database.dialect == "sqlite" and not Path(str(database.url.database)).exists():
+            schema.create(database)
+        revision = schema.current(database)
+        if revision != schema.head():
+            found = "has no tables of this version" if revision is None else f"is at revision {revision}"
+            raise MozpoolError(
+                f"{database.name} {found}: run `mozpool-db upgrade` (or `mozpool-db create-schema` if it is empty)"
+            )
+    finally:
+        database.dispose()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Fail before anything is started when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    main()

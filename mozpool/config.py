@@ -1,0 +1,642 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""``config.ini`` as typed, frozen settings.
+
+Each setting is one field of one of the section classes below: its kind (what may be written, how it is
+read), its default and one sentence for the operator. A new key is one such line, followed by
+``python -m mozpool.config > config.ini.dist``, which writes the documented sample anew.
+"""
+
+from __future__ import annotations
+
+import configparser
+import difflib
+import math
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, get_type_hints
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from mozpool import resources
+from mozpool.errors import MozpoolError
+
+SYSTEM_FILE = Path("/etc/mozpool/config.ini")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a configuration file."""
+
+    file: Path
+    line: int | None
+    """Counted from 1; None when the fault is not in one line, such as a file that can't be read."""
+    section: str | None
+    key: str | None
+    message: str
+    """The value (never a secret one) and what was expected."""
+
+    def __str__(self) -> str:
+        place = str(self.file) if self.line is None else f"{self.file}:{self.line}"
+        name = "".join(([f"[{self.section}] "] if self.section else []) + ([f"{self.key}: "] if self.key else []))
+        return f"{place}: {name}{self.message}"
+
+
+class ConfigError(MozpoolError):
+    """The configuration cannot be used; the message has one line for each of ``problems``."""
+
+    code = "config_error"
+
+    def __init__(self, problems: Collection[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+# --- Kinds of values ---
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """What may be written as a value, and what becomes of it."""
+
+    expected: str
+    """Completes the sentence "expected ..."."""
+    parse: Callable[[str], T]
+    """From the text of the file, stripped; raises ValueError when the text is not ``expected``."""
+    show: Callable[[T], str] = str
+    """Back to the text."""
+
+
+def integer(low: int, high: int | None = None) -> Kind[int]:
+    """Whole numbers from ``low`` to ``high``, both included."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
+            raise ValueError(text)
+        value = int(text)
+        if value < low or (high is not None and value > high):
+            raise ValueError(text)
+        return value
+
+    return Kind(f"a whole number, at least {low}" if high is None else f"a whole number from {low} to {high}", parse)
+
+
+def number(what: str, low: float, high: float = math.inf, *, above: bool = False) -> Kind[float]:
+    """Decimal numbers from ``low`` (itself left out when ``above``) to ``high``; ``what`` is "seconds" or the like."""
+
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"-?\d{1,18}(\.\d+)?", text, re.ASCII):
+            raise ValueError(text)
+        value = float(text)
+        if not low <= value <= high or (above and value == low):
+            raise ValueError(text)
+        return value
+
+    if high < math.inf:
+        bounds = f"from {low:g} to {high:g}"
+    else:
+        bounds = f"more than {low:g}" if above else f"at least {low:g}"
+    return Kind(f"{what}, {bounds}", parse, "{:g}".format)
+
+
+def matching(expected: str, pattern: str) -> Kind[str]:
+    """Text that ``pattern`` matches as a whole."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(text)
+        return text
+
+    return Kind(expected, parse)
+
+
+def choice(*words: str) -> Kind[str]:
+    """One of ``words``, in upper or lower case; read as it is written in ``words``."""
+
+    def parse(text: str) -> str:
+        for word in words:
+            if word.lower() == text.lower():
+                return word
+        raise ValueError(text)
+
+    return Kind("one of " + ", ".join(word.lower() for word in words), parse, str.lower)
+
+
+def optional(kind: Kind[T]) -> Kind[T | None]:
+    """Like ``kind``, or nothing at all: None."""
+    return Kind(
+        f"{kind.expected}, or nothing",
+        lambda text: kind.parse(text) if text else None,
+        lambda value: "" if value is None else kind.show(value),
+    )
+
+
+def _boolean(text: str) -> bool:
+    try:
+        return configparser.RawConfigParser.BOOLEAN_STATES[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+def _path(text: str) -> Path:
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # a ~user who does not exist
+        raise ValueError(text) from None
+    if not path.is_absolute():
+        raise ValueError(text)
+    return path
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error:
+        raise ValueError(text) from None
+
+
+def _ipv4(text: str) -> str:
+    return str(IPv4Address(text))
+
+
+def _engine(text: str) -> str:
+    """The SQLAlchemy URL; ``mysql://``, which once meant another driver, means PyMySQL."""
+    text = re.sub(r"^mysql://", "mysql+pymysql://", text)
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ValueError(text) from None
+    if url.drivername not in ("mysql+pymysql", "sqlite") or url.database in (None, "", ":memory:"):
+        raise ValueError(text)
+    return text
+
+
+def _syslog(text: str) -> str | tuple[str, int]:
+    if text.startswith("/"):
+        return text
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ValueError(text)
+    return HOST.parse(host), PORT.parse(port)
+
+
+def _show_syslog(value: str | tuple[str, int]) -> str:
+    return value if isinstance(value, str) else f"{value[0]}:{value[1]}"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(HOST_PORT.parse(name.lower()) for name in re.split(r"[\s,]+", text) if name)
+
+
+TEXT: Kind[str] = matching("text on one line, or nothing", r".*")
+BOOLEAN: Kind[bool] = Kind("true or false", _boolean, lambda value: str(value).lower())
+SECONDS = number("seconds", 0, above=True)
+PROBABILITY = number("a probability", 0, 1)
+PORT = integer(1, 65535)
+HOST = matching("a host name or an IP address", r"[A-Za-z0-9_:]([A-Za-z0-9_.:-]*[A-Za-z0-9_:])?")
+HOST_PORT = matching(
+    "a host name or an IPv4 address, or HOST:PORT", r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:\d+)?"
+)
+IPV4: Kind[str] = Kind("an IPv4 address", _ipv4)
+NAMES: Kind[tuple[str, ...]] = Kind(
+    "host names (HOST or HOST:PORT, without http://), separated by spaces or commas", _names, " ".join
+)
+PATH: Kind[Path] = Kind("an absolute path", _path)
+PATTERN: Kind[re.Pattern[str]] = Kind("a regular expression", _pattern, lambda value: value.pattern)
+ENGINE: Kind[str | None] = optional(Kind("mysql+pymysql://USER:PASSWORD@HOST/NAME or sqlite:////PATH", _engine))
+SYSLOG: Kind[str | tuple[str, int]] = Kind("a path such as /dev/log, or HOST:PORT", _syslog, _show_syslog)
+BACKEND = matching("the name of a backend", r"[a-z][a-z0-9_-]*")
+
+
+# --- The settings ---
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the field of a section class says about its key."""
+
+    kind: Kind[Any]
+    doc: str
+    secret: bool
+
+
+def setting(kind: Kind[T], default: T, doc: str, *, secret: bool = False) -> T:
+    """Declare a key. The value of a ``secret`` one shows neither in ``repr()`` nor in messages."""
+    return field(default=default, repr=not secret, metadata={"setting": Setting(kind, doc, secret)})
+
+
+def free_names(kind: Kind[T], doc: str) -> Mapping[str, T]:
+    """Declare a section whose keys are free names, each with a value of this kind; none by default."""
+    return field(default_factory=lambda: MappingProxyType({}), metadata={"setting": Setting(kind, doc, secret=False)})
+
+
+def default_engine(environ: Mapping[str, str] = os.environ) -> str:
+    """The URL of the SQLite pool in the user's data directory, which need not exist yet."""
+    data = Path(environ.get("XDG_DATA_HOME", ""))
+    if not data.is_absolute():  # the XDG specification says to ignore such a value
+        data = Path(environ.get("HOME") or Path.home()) / ".local" / "share"
+    path = data / "mozpool" / "mozpool.sqlite"
+    return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+
+
+@dataclass(frozen=True)
+class Database:
+    """Where the pool is kept: MySQL or MariaDB in production, SQLite for a first look."""
+
+    engine: str = field(
+        default_factory=default_engine,
+        repr=False,
+        metadata={
+            "setting": Setting(
+                ENGINE,
+                "The database's SQLAlchemy URL. In user name and password, characters such as @ / : % are written as "
+                "%XX (a percent sign as %25). mysql:// means mysql+pymysql://. Nothing: an SQLite file in the user's "
+                "data directory, ~/.local/share/mozpool/mozpool.sqlite.",
+                secret=True,
+            )
+        },
+    )
+    pool_size: int = setting(integer(1, 1000), 20, "How many connections are kept open at most.")
+    connect_timeout: float = setting(SECONDS, 5.0, "How long connecting may take before the database counts as away.")
+
+
+@dataclass(frozen=True)
+class Server:
+    """This imaging server: how others reach it, and where it listens."""
+
+    fqdn: str = setting(
+        HOST_PORT,
+        "127.0.0.1",
+        "The name under which clients, boards and other imaging servers reach this server, and under which it owns "
+        "its devices; with a port where that is not 80.",
+    )
+    ipaddress: str = setting(
+        IPV4, "127.0.0.1", "What %IPADDRESS% in PXE configs stands for: where boards reach this server."
+    )
+    listen: str = setting(HOST, "127.0.0.1", "The address to listen on; in production nginx stands in front.")
+    port: int = setting(PORT, 8080, "The TCP port to listen on.")
+    threads: int = setting(integer(1, 1000), 64, "How many API calls are served at a time.")
+    heartbeat_file: Path | None = setting(
+        optional(PATH), None, "A file that is touched as long as the drivers make progress, for monitoring."
+    )
+    log_level: str = setting(
+        choice("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "The least severe messages that are logged."
+    )
+    syslog: str | tuple[str, int] | None = setting(optional(SYSLOG), None, "Where to log to besides stderr.")
+    origins: tuple[str, ...] = setting(
+        NAMES, (), "Servers whose pages may call this API from a browser, besides the imaging servers of this pool."
+    )
+    log_requests: bool = setting(BOOLEAN, True, "Log each API call with caller, path, status and duration.")
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The inventory that devices are read from (mozpool-inventorysync)."""
+
+    url: str = setting(TEXT, "", "The inventory's base URL; nothing when devices are entered by hand.", secret=True)
+    username: str = setting(TEXT, "", "User name for HTTP basic authentication.")
+    password: str = setting(TEXT, "", "Password of that user, as it is: nothing is quoted or replaced.", secret=True)
+    filter: str = setting(TEXT, "", "The query that picks this pool's hosts, such as hostname__startswith=panda-.")
+    ignore_devices_on_servers_re: re.Pattern[str] | None = setting(
+        optional(PATTERN), None, "Devices of imaging servers whose name matches (from its beginning) are left out."
+    )
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Directories on this server."""
+
+    tftp_root: Path | None = setting(
+        optional(PATH),
+        None,
+        "What the TFTP server serves; PXE configs are written below pxelinux.cfg/ in it. Nothing: no network boot.",
+    )
+    image_store: Path | None = setting(optional(PATH), None, "Where the images that devices download are kept.")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How requests and devices are brought together."""
+
+    verify_on_return: bool = setting(
+        BOOLEAN, False, "Prove a returned device at once, instead of when it is prepared for its next holder."
+    )
+    priority_interval: float = setting(SECONDS, 60.0, "So much waiting raises a request's priority by one.")
+    default_wait: int = setting(
+        integer(0), 600, "Seconds that a request by criteria may wait for a device, unless it says otherwise."
+    )
+    max_duration: int = setting(integer(0), 0, "The most seconds that a device is lent for; 0: no limit.")
+    scan_interval: float = setting(
+        SECONDS, 10.0, "How often the queue is matched again even if nobody said that a device is free."
+    )
+
+
+@dataclass(frozen=True)
+class LifeGuard:
+    """The drivers that keep every device's state."""
+
+    workers: int = setting(integer(1, 1000), 64, "How many hardware operations run at a time.")
+    breaker_failures: int = setting(
+        integer(1), 3, "After so many failures in a row a relay board counts as failed, and its devices wait."
+    )
+    breaker_probe: float = setting(SECONDS, 10.0, "How often a failed relay board is tried again.")
+    stuck_after: float = setting(SECONDS, 60.0, "A driver without progress for so long logs the stacks of all threads.")
+    exit_after: float = setting(
+        SECONDS, 600.0, "A driver without progress for so long ends the process, to be started again."
+    )
+
+
+@dataclass(frozen=True)
+class BMM:
+    """How hardware is reached where neither the device nor its hardware type says it."""
+
+    power: str = setting(BACKEND, "proxr", "Backend that switches power.")
+    boot: str = setting(BACKEND, "pxe", "Backend that says what a device boots.")
+    probe: str = setting(BACKEND, "fping", "Backend that tells whether a device is there.")
+    agent: str = setting(BACKEND, "sut", "Backend that talks to the program on a device.")
+    fping: str = setting(matching("a program's name or path", r".+"), "fping", "The fping program.")
+
+
+@dataclass(frozen=True)
+class Testing:
+    """Simulated hardware, for trying Mozpool out and for its tests. The probabilities are those of real boards."""
+
+    run_fakes: bool = setting(BOOLEAN, False, "Run simulated relay boards, boards and agents inside the daemon.")
+    speed: float = setting(
+        number("a factor", 1), 1.0, "Divides all time limits and pauses, here and in the simulation."
+    )
+    seed: int | None = setting(
+        optional(integer(0)), None, "Start of the simulation's random numbers; nothing: a new one each time."
+    )
+    fake_boot_failure: float = setting(PROBABILITY, 0.05, "How often a simulated board does not boot.")
+    fake_download_failure: float = setting(PROBABILITY, 0.05, "How often it hangs while it downloads an image.")
+    fake_extract_failure: float = setting(PROBABILITY, 0.08, "How often it hangs while it unpacks an image.")
+    fake_reboot_failure: float = setting(PROBABILITY, 0.08, "How often it does not come back from its reboot.")
+    fake_ping_failure: float = setting(PROBABILITY, 0.02, "How often it misses a ping.")
+    fake_selftest_failure: float = setting(PROBABILITY, 0.20, "How often it fails its self-test.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that ``config.ini`` says; ``Settings()`` is what holds without one."""
+
+    database: Database = field(default_factory=Database)
+    server: Server = field(default_factory=Server)
+    inventory: Inventory = field(default_factory=Inventory)
+    paths: Paths = field(default_factory=Paths)
+    pool: Pool = field(default_factory=Pool)
+    lifeguard: LifeGuard = field(default_factory=LifeGuard)
+    bmm: BMM = field(default_factory=BMM)
+    timeouts: Mapping[str, float] = free_names(
+        SECONDS, "Time limits of states, in seconds, where the built-in ones do not fit: b2g_downloading = 240."
+    )
+    tries: Mapping[str, int] = free_names(
+        integer(0), "Numbers of tries of states where the built-in ones do not fit: pxe_booting = 10."
+    )
+    testing: Testing = field(default_factory=Testing)
+    source: Path | None = field(default=None, compare=False)
+    """The file that was read; None when there was none."""
+    lines: Mapping[tuple[str, str], int] = field(default_factory=dict, repr=False, compare=False)
+    """Where each (section, key) of ``source`` stands."""
+
+
+def _sections() -> dict[str, type | Setting]:
+    """The sections by name: a dataclass, or the kind that all values of a section with free names have."""
+    hints = get_type_hints(Settings)
+    return {
+        f.name: hints[f.name] if is_dataclass(hints[f.name]) else f.metadata["setting"]
+        for f in fields(Settings)
+        if is_dataclass(hints[f.name]) or "setting" in f.metadata
+    }
+
+
+SECTIONS: Mapping[str, type | Setting] = MappingProxyType(_sections())
+
+
+def keys(section: type) -> dict[str, Setting]:
+    """The keys of a section class, in the order of their declaration."""
+    return {f.name: f.metadata["setting"] for f in fields(section)}
+
+
+# --- Reading ---
+
+
+def load(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the configuration file and return its settings.
+
+    The file is ``path``, else ``$MOZPOOL_CONFIG``; these must exist. Else it is the first that exists of
+    ``config.ini`` in the current directory, ``config.ini`` of the checkout that runs, and
+    ``/etc/mozpool/config.ini``; without any, the defaults hold.
+
+    Raises ConfigError with everything that is wrong in the file.
+    """
+    file = find(path, environ)
+    if file is None:
+        return Settings(database=Database(engine=default_engine(environ)))
+    settings = _Reader(file).read()
+    if not (("database", "engine") in settings.lines and settings.database.engine):
+        settings = replace(settings, database=replace(settings.database, engine=default_engine(environ)))
+    return settings
+
+
+def find(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The file that :func:`load` reads, made absolute; None when there is none and none was named."""
+    named = path or environ.get("MOZPOOL_CONFIG")
+    if named:
+        return Path(named).absolute()
+    candidates = [Path.cwd() / "config.ini", SYSTEM_FILE]
+    if resources.CHECKOUT:
+        candidates.insert(1, resources.CHECKOUT / "config.ini")
+    return next(filter(_is_there, candidates), None)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether the file exists; one that may not be looked at does, so that reading it says so."""
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def check_state_names(settings: Settings, names: Collection[str]) -> None:
+    """Raise ConfigError when ``[timeouts]`` or ``[tries]`` names a state that is not in ``names``."""
+    problems = [
+        Problem(
+            settings.source or Path("config.ini"),
+            settings.lines.get((section, name)),
+            section,
+            name,
+            "there is no such state" + _did_you_mean(name, names),
+        )
+        for section, values in (("timeouts", settings.timeouts), ("tries", settings.tries))
+        for name in values
+        if name not in names
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+class _Reader:
+    """Reads one file, and gathers what is wrong with it on the way."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.problems: list[Problem] = []
+        self.lines: dict[tuple[str, str], int] = {}
+
+    def read(self) -> Settings:
+        text = self._text()
+        parser = self._parse(text)
+        values = {name: self._section(name, dict(parser[name])) for name in parser.sections() if name in SECTIONS}
+        if self.problems:
+            raise ConfigError(self.problems)
+        return Settings(source=self.file, lines=MappingProxyType(self.lines), **values)
+
+    def _text(self) -> str:
+        try:
+            return self.file.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise ConfigError([Problem(self.file, None, None, None, f"cannot be read: {error.strerror}")]) from None
+        except UnicodeDecodeError:
+            raise ConfigError([Problem(self.file, None, None, None, "is not text in UTF-8")]) from None
+
+    def _parse(self, text: str) -> configparser.RawConfigParser:
+        """The file as configparser sees it, with faults of the form reported by their lines."""
+        # No interpolation, since passwords contain percent signs; a name that no file can have as default section.
+        # Duplicates are not left to configparser, which stops at the first one.
+        parser = configparser.RawConfigParser(
+            delimiters=("=",), default_section="", strict=False, empty_lines_in_values=False
+        )
+        for line, section, key in positions(text):
+            if section not in SECTIONS:
+                if key is None:
+                    self._problem(line, section, None, "there is no such section" + _did_you_mean(section, SECTIONS))
+            elif key is not None:
+                first = self.lines.setdefault((section, key), line)
+                if first != line:
+                    self._problem(line, section, key, f"is already set in line {first}")
+        try:
+            parser.read_string(text)
+        except configparser.MissingSectionHeaderError as error:
+            self._problem(error.lineno, None, None, "expected a [section] before the first key")
+        except configparser.ParsingError as error:
+            for line, _ in error.errors:  # the line itself is not shown: it may be part of a password
+                self._problem(line, None, None, "expected KEY = VALUE, [section] or # comment")
+        return parser
+
+    def _section(self, section: str, texts: Mapping[str, str]) -> Any:
+        """The dataclass or, where names are free, the mapping that stands for the section."""
+        spec = SECTIONS[section]
+        if isinstance(spec, Setting):
+            values = {name: self._value(section, name, spec, text) for name, text in texts.items()}
+            return MappingProxyType(values)
+        known = keys(spec)
+        values = {}
+        for key, text in texts.items():
+            if key in known:
+                values[key] = self._value(section, key, known[key], text)
+            else:
+                self._problem(
+                    self.lines.get((section, key)), section, key, "there is no such key" + _did_you_mean(key, known)
+                )
+        return None if self.problems else spec(**values)
+
+    def _value(self, section: str, key: str, setting: Setting, text: str) -> Any:
+        try:
+            return setting.kind.parse(text)
+        except ValueError:
+            shown = "(a secret)" if setting.secret and text else _shorten(text)
+            self._problem(
+                self.lines.get((section, key)), section, key, f"{shown} is not right; expected {setting.kind.expected}"
+            )
+            return None
+
+    def _problem(self, line: int | None, section: str | None, key: str | None, message: str) -> None:
+        self.problems.append(Problem(self.file, line, section, key, message))
+
+
+def positions(text: str) -> Iterator[tuple[int, str, str | None]]:
+    """Where sections and keys stand: (line, section, None) and (line, section, key), in the file's order.
+
+    configparser keeps no line numbers, so this follows its rules of what a line is: a line that is
+    indented more than the key above it goes on with that key's value, up to a comment or an empty line.
+    """
+    section: str | None = None
+    indent: float = math.inf
+    for number, line in enumerate(text.split("\n"), start=1):
+        stripped = line.strip()
+        if not stripped or stripped[0] in "#;":
+            indent = math.inf
+            continue
+        current = len(line) - len(line.lstrip())
+        if current > indent:
+            continue
+        if header := configparser.RawConfigParser.SECTCRE.match(stripped):
+            section, indent = header["header"], math.inf
+            yield number, section, None
+        elif section is not None and "=" in stripped:
+            indent = current
+            yield number, section, stripped.partition("=")[0].strip().lower()
+
+
+def _did_you_mean(word: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return "; expected one of " + ", ".join(known) if len(known) <= 12 else ""
+
+
+def _shorten(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+# --- The sample ---
+
+
+def sample() -> str:
+    """The text of ``config.ini.dist``: every section and key, with its default and what may be written."""
+    parts = [
+        _comment(
+            "Mozpool's configuration. Copy this file to config.ini and change what is different with you: what is left "
+            "out has the value that stands here. A comment is a line of its own; values are taken as they are, without "
+            "quotes. Unknown sections and keys, and values that cannot be right, stop the start."
+        )
+    ]
+    for name, spec in SECTIONS.items():
+        doc = spec.doc if isinstance(spec, Setting) else spec.__doc__ or ""
+        parts.append(f"\n{_comment(doc)}[{name}]\n")
+        if isinstance(spec, Setting):
+            parts.append(_comment(f"NAME = VALUE: {spec.kind.expected}"))
+        else:
+            parts += map(_sample_key, fields(spec))
+    return "\n".join(parts)
+
+
+def _sample_key(f: Field[Any]) -> str:
+    spec: Setting = f.metadata["setting"]
+    default = "" if f.default is MISSING else spec.kind.show(f.default)
+    return _comment(spec.doc) + _comment(f"Value: {spec.kind.expected}") + f"{f.name} = {default}".rstrip() + "\n"
+
+
+def _comment(text: str) -> str:
+    lines = textwrap.wrap(text, 98, break_on_hyphens=False, break_long_words=False)
+    return "".join(f"# {line}\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(sample())

@@ -1,0 +1,277 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The one place where the parts of an imaging server are put together, started and stopped."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from mozpool import __version__
+from mozpool.bmm.interfaces import BackendContext
+from mozpool.bmm.registry import Registry
+from mozpool.bmm.service import BMM, POWER_LIMIT, STORAGE_LIMIT
+from mozpool.clock import Clock
+from mozpool.config import Settings, check_state_names
+from mozpool.db import devices, images, relay_boards
+from mozpool.db.engine import Database
+from mozpool.errors import DatabaseAway
+from mozpool.lanes import Lanes, Timers
+from mozpool.lifeguard.devicemachine import device_machine
+from mozpool.lifeguard.operations import DeviceOperations
+from mozpool.lifeguard.service import LifeGuard
+from mozpool.lifeguard.store import DeviceStore
+from mozpool.links import Links
+from mozpool.logbook import Logbook
+from mozpool.pool.allocation import Matcher
+from mozpool.pool.operations import RequestOperations
+from mozpool.pool.requestmachine import request_machine
+from mozpool.pool.service import MozPool
+from mozpool.pool.store import RequestStore
+from mozpool.statedriver import Driver, Effects, Outcome
+from mozpool.statemachine import Tuning
+from mozpool.watchdog import Watchdog
+from mozpool.web.services import Services
+
+if TYPE_CHECKING:
+    from mozpool.fakes.board import BoardSpec
+    from mozpool.fakes.rack import Rack
+
+log = logging.getLogger("mozpool.daemon")
+
+QUICK_WORKERS = 8
+"""Threads for transitions, which wait for the database only."""
+
+SCAN_HORIZON = 3.0
+"""How many scan intervals ahead deadlines are loaded into the timers."""
+
+START_JITTER = 5.0
+"""Seconds over which what is overdue at the start is spread."""
+
+STOP_LIMIT = 8.0
+"""Seconds that running work gets to end when the daemon stops."""
+
+
+class Daemon:
+    """An imaging server: built without threads, brought to life by :meth:`start`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        checkpoint: Callable[[str], None] = lambda point: None,
+    ) -> None:
+        """Put the parts together; needs the database for this server's id.
+
+        Raises DatabaseAway, MozpoolError when the database knows no imaging server of this name and none can be added.
+        """
+        self.settings = settings
+        self.clock = clock or Clock()
+        self.rng = rng or random.SystemRandom()
+        speed = settings.testing.speed if settings.testing.run_fakes else 1.0
+        tuning = Tuning(settings.timeouts, settings.tries, speed)
+        machines = (device_machine(tuning), request_machine(tuning))
+        check_state_names(settings, [name for machine in machines for name in machine.states])
+        self.database = Database(
+            settings.database.engine,
+            pool_size=settings.database.pool_size,
+            connect_timeout=settings.database.connect_timeout,
+            clock=self.clock,
+            rng=self.rng,
+        )
+        self.server_id = self.database.run(lambda conn: images.ensure_imaging_server(conn, settings.server.fqdn))
+        self.logbook = Logbook(self.database, self.clock)
+        self.timers = Timers(self.clock)
+        self.quick = Lanes("quick", QUICK_WORKERS, self.clock)
+        self.hardware = Lanes("hardware", settings.lifeguard.workers, self.clock)
+        self.calls = Lanes("calls", max(8, settings.lifeguard.workers // 4), self.clock)
+
+        bmm_defaults = {name: getattr(settings.bmm, name) for name in ("power", "boot", "probe", "agent")}
+        tftp_root = settings.paths.tftp_root
+        context = BackendContext(
+            clock=self.clock, tftp_root=None if tftp_root is None else str(tftp_root), speed=speed
+        )
+        self.bmm = BMM(Registry(context, bmm_defaults), self.database, self.clock, settings.server.ipaddress)
+        links = Links(settings.server.fqdn, self.database)
+        common = {
+            "clock": self.clock,
+            "rng": self.rng,
+            "timers": self.timers,
+            "quick": self.quick,
+            "logbook": self.logbook,
+            "checkpoint": checkpoint,
+        }
+        self.devices = Driver(machines[0], DeviceStore(self.server_id), self.database, **common)  # type: ignore[arg-type]
+        self.requests = Driver(
+            machines[1],
+            RequestStore(self.server_id, verify_on_return=settings.pool.verify_on_return),
+            self.database,
+            **common,  # type: ignore[arg-type]
+        )
+        self.device_effects = Effects(
+            self.devices,
+            DeviceOperations(self.bmm, links, self.clock, speed=speed),
+            self.hardware,
+            breaker_failures=settings.lifeguard.breaker_failures,
+            breaker_probe=settings.lifeguard.breaker_probe,
+            on_lane=self._lane_changed,
+            speed=speed,
+        )
+        self.request_effects = Effects(self.requests, RequestOperations(links), self.calls, speed=speed)
+        self.matcher = Matcher(self.requests, self.database, self.rng, self.quick)
+        self.lifeguard = LifeGuard(self.devices)
+        self.mozpool = MozPool(
+            self.requests,
+            self.matcher,
+            self.database,
+            clock=self.clock,
+            rng=self.rng,
+            server_id=self.server_id,
+            priority_interval=settings.pool.priority_interval,
+            default_wait=settings.pool.default_wait,
+            max_duration=settings.pool.max_duration,
+            speed=speed,
+        )
+        links.connect(self.lifeguard, self.mozpool)
+        self.devices.observers.append(self._device_changed)
+        self.requests.observers.append(self._request_changed)
+        self.services = Services(
+            settings=settings,
+            database=self.database,
+            clock=self.clock,
+            server_id=self.server_id,
+            logbook=self.logbook,
+            bmm=self.bmm,
+            lifeguard=self.lifeguard,
+            mozpool=self.mozpool,
+            hardware=self.hardware,
+        )
+        self.watchdog = Watchdog(
+            self.clock,
+            self.timers,
+            self.quick,
+            [self.hardware, self.calls],
+            stuck_after=settings.lifeguard.stuck_after,
+            exit_after=settings.lifeguard.exit_after,
+            longest_operation=max(STORAGE_LIMIT, POWER_LIMIT),
+            heartbeat_file=settings.server.heartbeat_file,
+        )
+        self.scheduler = BackgroundScheduler(
+            timezone="UTC",
+            executors={"default": ThreadPoolExecutor(2)},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+        self.rack: Rack | None = None
+        self._stopped = threading.Event()
+
+    # What follows a commit
+
+    def _device_changed(self, outcome: Outcome[Any]) -> None:
+        """A device that became free is matched with the queue."""
+        decision = outcome.decision
+        if decision is not None and decision.target == "ready" and decision.is_change:
+            if outcome.row is not None and getattr(outcome.row, "claim_id", None) is None:
+                self.matcher.wake()
+
+    def _request_changed(self, outcome: Outcome[Any]) -> None:
+        """A request that gave its device back, or looks for one again, sets the queue in motion."""
+        decision = outcome.decision
+        if decision is None or outcome.row is None or not decision.path:
+            return
+        had_device = getattr(outcome.row, "claim_id", None) is not None
+        looks_again = decision.target == "finding_device" and decision.is_change
+        if looks_again or (had_device and decision.target not in ("pending", "ready", "contacting_lifeguard")):
+            self.matcher.wake()
+
+    def _lane_changed(self, lane: str, state: str, reason: str | None) -> None:
+        """Keep what is known of a relay board in its row, for people."""
+        try:
+            self.database.run(lambda conn: relay_boards.set_state_by_lane(conn, lane, state))
+        except DatabaseAway as error:
+            log.warning("%s is %s (%s), which could not be noted: %s", lane, state, reason, error)
+
+    # Life
+
+    def start(self) -> None:
+        """Start the threads: from now on due timeouts fire, effects run and the queue is matched."""
+        log.info("mozpool %s on %s starts", __version__, self.settings.server.fqdn)
+        if self.settings.testing.run_fakes:
+            self._start_fakes()
+        self.logbook.start()
+        self.timers.start()
+        interval = self.settings.pool.scan_interval
+        # A metronome only: what is due is in the database.
+        self.scheduler.add_job(lambda: self.scan(0.0), "interval", seconds=interval, id="scan")
+        self.scheduler.add_job(self.matcher.wake, "interval", seconds=interval, id="match")
+        self.scheduler.start()
+        self.watchdog.start()
+        self.quick.submit(None, lambda: self.scan(START_JITTER), "first scan")
+        self.matcher.wake()
+
+    def scan(self, jitter: float = 0.0) -> None:
+        """Load what is due soon into the timers."""
+        horizon = SCAN_HORIZON * self.settings.pool.scan_interval
+        try:
+            self.devices.scan(horizon, jitter=jitter)
+            self.requests.scan(horizon, jitter=jitter)
+        except DatabaseAway as error:
+            log.warning("deadlines are not looked up: %s", error)
+
+    def _start_fakes(self) -> None:
+        from mozpool.fakes.rack import Rack
+
+        server = self.settings.server
+        specs = fake_boards(self.database, self.server_id)
+        self.rack = Rack.from_settings(self.settings, specs, server_url=f"http://{server.listen}:{server.port}")
+        self.rack.start()
+        log.info("%d simulated boards are up", len(specs))
+
+    def stop(self) -> None:
+        """Take no more work, let what runs end within some seconds, and end the threads. May be called twice."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        log.info("mozpool on %s stops", self.settings.server.fqdn)
+        if self.scheduler.running:
+            self.scheduler.shutdown(wait=False)
+        self.watchdog.stop()
+        self.timers.stop()
+        self.devices.stop()
+        self.requests.stop()
+        end = self.clock.monotonic() + STOP_LIMIT
+        for lanes in (self.quick, self.calls, self.hardware):
+            if not lanes.stop(max(0.0, end - self.clock.monotonic())):
+                log.warning("some work of %s has not ended: its rows have deadlines", lanes.name)
+        if self.rack is not None:
+            self.rack.stop()
+        self.logbook.stop()
+        self.database.dispose()
+
+
+def fake_boards(database: Database, server_id: int) -> list[BoardSpec]:
+    """The simulated boards of an imaging server: its devices whose probe is the simulation's ``echo``."""
+    from mozpool.fakes.board import BoardSpec
+
+    with database.read() as conn:
+        rows = devices.owned_on(conn, server_id)
+    return [
+        BoardSpec(
+            name=row.name,
+            address=row.address,
+            mac_address=row.mac_address,
+            relay_info=row.relay_info,
+            hardware_type=row.hardware_type,
+            image=row.image,
+        )
+        for row in rows
+        if row.backends.get("probe") == "echo"
+    ]

@@ -1,0 +1,173 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Claims: which request has which device. The database decides.
+
+Device and request are each unique in ``device_requests``; ``claim_history`` keeps what was. All writers lock in one
+order (request, device, ``device_requests``, ``claim_history``), so that they don't deadlock among themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, bindparam, case, delete, insert, null, select, update
+
+from mozpool.db.tables import claim_history, device_requests, devices
+
+
+@dataclass(frozen=True)
+class PastClaim:
+    """A row of the claim history."""
+
+    id: int
+    request_id: int
+    device_id: int
+    device: str | None
+    claimed_at: datetime
+    released_at: datetime | None
+    imaging_result: str | None
+    reason: str | None
+
+
+class ClaimLost(Exception):
+    """Somebody else took the device, or it is no longer free."""
+
+
+_TAKE_DEVICE = (
+    update(devices)
+    .where(
+        devices.c.id == bindparam("row_id"),
+        devices.c.version == bindparam("row_version"),
+        devices.c.state == "ready",
+        devices.c.claim_id.is_(None),
+    )
+    .values(version=devices.c.version + 1, claim_id=bindparam("new_claim"), operation_claim_id=null())
+)
+_INSERT_HISTORY = insert(claim_history)
+_INSERT_CLAIM = insert(device_requests)
+
+
+def take(conn: Connection, *, request_id: int, device_id: int, device_version: int, now: datetime) -> int:
+    """Claim a free device for a request and answer the claim's id.
+
+    Runs inside the request's own transition. Raises ClaimLost (roll back!) when the device changed since it was read,
+    sqlalchemy's IntegrityError when either has a claim already.
+    """
+    key = conn.execute(
+        _INSERT_HISTORY, {"request_id": request_id, "device_id": device_id, "claimed_at": now}
+    ).inserted_primary_key
+    assert key is not None
+    claim_id = int(key[0])
+    taken = conn.execute(
+        _TAKE_DEVICE, {"row_id": device_id, "row_version": device_version, "new_claim": claim_id}
+    ).rowcount
+    if taken != 1:
+        raise ClaimLost(f"device {device_id} is not free any more")
+    conn.execute(_INSERT_CLAIM, {"id": claim_id, "request_id": request_id, "device_id": device_id})
+    return claim_id
+
+
+_FREE_DEVICE = (
+    update(devices)
+    .where(devices.c.id == bindparam("row_id"), devices.c.claim_id == bindparam("row_claim"))
+    .values(
+        version=devices.c.version + 1,
+        claim_id=null(),
+        shuffle=bindparam("new_shuffle"),
+        # Due at once: the device's own server sees to it, wherever this runs and even if nobody can be told.
+        state_timeout=case(
+            (devices.c.state == "maintenance_mode", bindparam("due_now")),
+            (
+                (devices.c.state == "ready") & (bindparam("verify") == 1),
+                bindparam("due_now"),
+            ),
+            else_=devices.c.state_timeout,
+        ),
+    )
+)
+_DELETE_CLAIM = delete(device_requests).where(device_requests.c.id == bindparam("row_claim"))
+_END_HISTORY = (
+    update(claim_history)
+    .where(claim_history.c.id == bindparam("row_claim"))
+    .values(released_at=bindparam("ended"), reason=bindparam("why"))
+)
+
+
+def release(
+    conn: Connection, *, claim_id: int, device_id: int, now: datetime, reason: str, shuffle: int, verify: bool
+) -> None:
+    """End a claim: the device is free as soon as its state is ready.
+
+    A device in maintenance mode is due at once (it leaves the live image), and so is a ready one if ``verify``.
+    """
+    conn.execute(
+        _FREE_DEVICE,
+        {
+            "row_id": device_id,
+            "row_claim": claim_id,
+            "new_shuffle": shuffle,
+            "due_now": now,
+            "verify": int(verify),
+        },
+    )
+    conn.execute(_DELETE_CLAIM, {"row_claim": claim_id})
+    conn.execute(_END_HISTORY, {"row_claim": claim_id, "ended": now, "why": reason[:190]})
+
+
+_SET_RESULT = (
+    update(device_requests)
+    .where(device_requests.c.id == bindparam("row_claim"))
+    .values(imaging_result=bindparam("result"))
+)
+_SET_RESULT_HISTORY = (
+    update(claim_history)
+    .where(claim_history.c.id == bindparam("row_claim"))
+    .values(imaging_result=bindparam("result"))
+)
+
+
+def set_result(conn: Connection, claim_id: int, result: str | None) -> None:
+    """Store how the operation for a claim ended; nothing happens when the claim is over."""
+    if conn.execute(_SET_RESULT, {"row_claim": claim_id, "result": result}).rowcount:
+        conn.execute(_SET_RESULT_HISTORY, {"row_claim": claim_id, "result": result})
+
+
+_RESULT = select(device_requests.c.imaging_result).where(device_requests.c.id == bindparam("row_claim"))
+
+
+def result_of(conn: Connection, claim_id: int) -> str | None:
+    """The stored result of a claim; None when there is none, or no such claim."""
+    value = conn.scalar(_RESULT, {"row_claim": claim_id})
+    return None if value is None else str(value)
+
+
+def of_device(conn: Connection, device_id: int, limit: int = 100) -> list[PastClaim]:
+    """The latest claims of a device, newest first."""
+    return _past(conn, claim_history.c.device_id == device_id, limit)
+
+
+def of_request(conn: Connection, request_id: int, limit: int = 100) -> list[PastClaim]:
+    """The devices that a request had, newest first."""
+    return _past(conn, claim_history.c.request_id == request_id, limit)
+
+
+def _past(conn: Connection, condition: object, limit: int) -> list[PastClaim]:
+    query = (
+        select(
+            claim_history.c.id,
+            claim_history.c.request_id,
+            claim_history.c.device_id,
+            devices.c.name,
+            claim_history.c.claimed_at,
+            claim_history.c.released_at,
+            claim_history.c.imaging_result,
+            claim_history.c.reason,
+        )
+        .outerjoin(devices, devices.c.id == claim_history.c.device_id)
+        .where(condition)  # type: ignore[arg-type]
+        .order_by(claim_history.c.id.desc())
+        .limit(limit)
+    )
+    return [PastClaim(*row) for row in conn.execute(query)]

@@ -1,0 +1,420 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Devices: the rows that LifeGuard's state machine drives and MozPool claims."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy.sql.elements import ColumnElement
+
+from mozpool.db.tables import device_labels, device_requests, devices, hardware_types, imaging_servers
+from mozpool.db.tables import images as images_table
+
+_image = images_table.alias("image")
+_next_image = images_table.alias("next_image")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device with the names of what it refers to."""
+
+    id: int
+    name: str
+    fqdn: str
+    address: str
+    """Where it answers pings and its agent."""
+    inventory_id: int
+    state: str
+    state_counters: Mapping[str, int]
+    state_timeout: datetime | None
+    state_since: datetime | None
+    version: int
+    attempt: int
+    token: str | None
+    mac_address: str
+    imaging_server_id: int
+    imaging_server: str
+    relay_info: str | None
+    image_id: int | None
+    image: str | None
+    image_has_agent: bool
+    boot_config: str | None
+    boot_config_hash: str | None
+    next_image_id: int | None
+    next_image: str | None
+    next_image_has_agent: bool
+    next_boot_config: str | None
+    pxe_config: str | None
+    last_pxe_config: str | None
+    comments: str | None
+    environment: str
+    hardware_type_id: int | None
+    hardware_type: str | None
+    hardware_model: str | None
+    backends: Mapping[str, Any] = field(default_factory=dict)
+    """Interface → backend name, and ``options``; the hardware type's overlaid with the device's own."""
+    claim_id: int | None = None
+    """Who has it; None = nobody."""
+    request_id: int | None = None
+    imaging_result: str | None = None
+    """How the last operation for the claim ended, when it did."""
+    operation_claim_id: int | None = None
+    """For whom the current operation was started."""
+    going_offline: bool = False
+    last_seen: datetime | None = None
+
+
+_SELECT: Select[Any] = (
+    select(
+        devices,
+        imaging_servers.c.fqdn.label("imaging_server"),
+        _image.c.name.label("image"),
+        _image.c.has_sut_agent.label("image_has_agent"),
+        _next_image.c.name.label("next_image"),
+        _next_image.c.has_sut_agent.label("next_image_has_agent"),
+        hardware_types.c.type.label("hardware_type"),
+        hardware_types.c.model.label("hardware_model"),
+        hardware_types.c.backends.label("type_backends"),
+        device_requests.c.request_id.label("request_id"),
+        device_requests.c.imaging_result.label("imaging_result"),
+    )
+    .select_from(devices)
+    .join(imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id)
+    .outerjoin(_image, _image.c.id == devices.c.image_id)
+    .outerjoin(_next_image, _next_image.c.id == devices.c.next_image_id)
+    .outerjoin(hardware_types, hardware_types.c.id == devices.c.hardware_type_id)
+    .outerjoin(device_requests, device_requests.c.device_id == devices.c.id)
+)
+_BY_ID = _SELECT.where(devices.c.id == bindparam("device_id"))
+_BY_NAME = _SELECT.where(devices.c.name == bindparam("device_name"))
+
+
+def loads_object(text: str | None) -> dict[str, Any]:
+    """A JSON object from a column; anything else in it counts as an empty one."""
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def loads_counters(text: str | None) -> dict[str, int]:
+    """The retry counters of a row."""
+    return {key: value for key, value in loads_object(text).items() if isinstance(value, int)}
+
+
+def _device(row: Row[Any]) -> Device:
+    m = row._mapping
+    backends = loads_object(m["type_backends"])
+    backends.update(loads_object(m[devices.c.backends]))
+    return Device(
+        id=m[devices.c.id],
+        name=m[devices.c.name],
+        fqdn=m[devices.c.fqdn],
+        address=m[devices.c.address] or m[devices.c.fqdn],
+        inventory_id=m[devices.c.inventory_id],
+        state=m[devices.c.state],
+        state_counters=loads_counters(m[devices.c.state_counters]),
+        state_timeout=m[devices.c.state_timeout],
+        state_since=m[devices.c.state_since],
+        version=m[devices.c.version],
+        attempt=m[devices.c.attempt],
+        token=m[devices.c.token],
+        mac_address=m[devices.c.mac_address],
+        imaging_server_id=m[devices.c.imaging_server_id],
+        imaging_server=m["imaging_server"],
+        relay_info=m[devices.c.relay_info],
+        image_id=m[devices.c.image_id],
+        image=m["image"],
+        image_has_agent=bool(m["image_has_agent"]),
+        boot_config=m[devices.c.boot_config],
+        boot_config_hash=m[devices.c.boot_config_hash],
+        next_image_id=m[devices.c.next_image_id],
+        next_image=m["next_image"],
+        next_image_has_agent=bool(m["next_image_has_agent"]),
+        next_boot_config=m[devices.c.next_boot_config],
+        pxe_config=m[devices.c.pxe_config],
+        last_pxe_config=m[devices.c.last_pxe_config],
+        comments=m[devices.c.comments],
+        environment=m[devices.c.environment] or "none",
+        hardware_type_id=m[devices.c.hardware_type_id],
+        hardware_type=m["hardware_type"],
+        hardware_model=m["hardware_model"],
+        backends=backends,
+        claim_id=m[devices.c.claim_id],
+        request_id=m["request_id"],
+        imaging_result=m["imaging_result"],
+        operation_claim_id=m[devices.c.operation_claim_id],
+        going_offline=bool(m[devices.c.going_offline]),
+        last_seen=m[devices.c.last_seen],
+    )
+
+
+def get(conn: Connection, device_id: int) -> Device | None:
+    """The device with this id, or None."""
+    row = conn.execute(_BY_ID, {"device_id": device_id}).first()
+    return None if row is None else _device(row)
+
+
+def by_name(conn: Connection, name: str) -> Device | None:
+    """The device of this name, or None."""
+    row = conn.execute(_BY_NAME, {"device_name": name}).first()
+    return None if row is None else _device(row)
+
+
+_KEYS_BY_NAME = (
+    select(devices.c.id, devices.c.imaging_server_id, imaging_servers.c.fqdn, devices.c.state)
+    .join(imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id)
+    .where(devices.c.name == bindparam("device_name"))
+)
+
+
+@dataclass(frozen=True)
+class DeviceKey:
+    """The little that routing a call needs."""
+
+    id: int
+    imaging_server_id: int
+    imaging_server: str
+    state: str
+
+
+def key_by_name(conn: Connection, name: str) -> DeviceKey | None:
+    """Id, owner and state of the device of this name, or None."""
+    row = conn.execute(_KEYS_BY_NAME, {"device_name": name}).first()
+    return None if row is None else DeviceKey(*row)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which devices a list is to have; None asks for nothing."""
+
+    state: str | None = None
+    environment: str | None = None
+    hardware_type: str | None = None
+    hardware_model: str | None = None
+    image: str | None = None
+    imaging_server: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    claimed: bool | None = None
+    search: str | None = None
+    """Part of the name or of the comments."""
+
+
+def has_labels(labels: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    """Conditions that are true for devices that carry all of these labels."""
+    return [
+        select(device_labels.c.device_id)
+        .where(
+            device_labels.c.device_id == devices.c.id, device_labels.c.name == name, device_labels.c.value == value
+        )
+        .exists()
+        for name, value in sorted(labels.items())
+    ]
+
+
+def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = has_labels(wanted.labels)
+    pairs = (
+        (devices.c.state, wanted.state),
+        (devices.c.environment, wanted.environment),
+        (hardware_types.c.type, wanted.hardware_type),
+        (hardware_types.c.model, wanted.hardware_model),
+        (_image.c.name, wanted.image),
+        (imaging_servers.c.fqdn, wanted.imaging_server),
+    )
+    found += [column == value for column, value in pairs if value is not None]
+    if wanted.claimed is not None:
+        found.append(devices.c.claim_id.is_not(None) if wanted.claimed else devices.c.claim_id.is_(None))
+    if wanted.search:
+        found.append(
+            or_(
+                devices.c.name.contains(wanted.search, autoescape=True),
+                devices.c.comments.contains(wanted.search, autoescape=True),
+            )
+        )
+    return found
+
+
+def find(
+    conn: Connection, wanted: Filter | None = None, *, after: int = 0, limit: int | None = None
+) -> list[Device]:
+    """Devices in the order of their ids, from behind ``after``, at most ``limit``."""
+    query = _SELECT.where(devices.c.id > after, *_conditions(wanted or Filter())).order_by(devices.c.id)
+    if limit is not None:
+        query = query.limit(limit)
+    return [_device(row) for row in conn.execute(query)]
+
+
+def matching(conn: Connection, conditions: Iterable[ColumnElement[bool]]) -> list[Device]:
+    """All devices that meet ``conditions``, whatever their state."""
+    return [_device(row) for row in conn.execute(_SELECT.where(*conditions).order_by(devices.c.id))]
+
+
+def names(conn: Connection) -> list[str]:
+    """The names of all devices, sorted by id."""
+    return list(conn.scalars(select(devices.c.name).order_by(devices.c.id)))
+
+
+def count_states(conn: Connection) -> dict[str, int]:
+    """State → number of devices in it."""
+    rows = conn.execute(select(devices.c.state, func.count()).group_by(devices.c.state))
+    return {state: number for state, number in rows}
+
+
+def environments(conn: Connection) -> list[str]:
+    """All environments that devices are in, sorted."""
+    rows = conn.scalars(select(devices.c.environment).distinct().order_by(devices.c.environment))
+    return [name for name in rows if name is not None]
+
+
+def owned_on(conn: Connection, imaging_server_id: int) -> list[Device]:
+    """All devices of one imaging server."""
+    query = _SELECT.where(devices.c.imaging_server_id == imaging_server_id).order_by(devices.c.id)
+    return [_device(row) for row in conn.execute(query)]
+
+
+# Labels
+
+
+def labels_of(conn: Connection, device_ids: Sequence[int] | None = None) -> dict[int, dict[str, str]]:
+    """Device id → its labels; of all devices when no ids are given."""
+    query = select(device_labels.c.device_id, device_labels.c.name, device_labels.c.value).order_by(
+        device_labels.c.device_id, device_labels.c.name
+    )
+    if device_ids is not None:
+        query = query.where(device_labels.c.device_id.in_(device_ids))
+    found: dict[int, dict[str, str]] = {}
+    for device_id, name, value in conn.execute(query):
+        found.setdefault(device_id, {})[name] = value
+    return found
+
+
+def set_labels(conn: Connection, device_id: int, labels: Mapping[str, str]) -> None:
+    """Replace the labels of a device."""
+    conn.execute(delete(device_labels).where(device_labels.c.device_id == device_id))
+    if labels:
+        conn.execute(
+            insert(device_labels),
+            [{"device_id": device_id, "name": name, "value": value} for name, value in sorted(labels.items())],
+        )
+
+
+# Writes. Every one raises ``version``, so that whoever decided on an older row notices.
+
+
+def write(conn: Connection, device_id: int, version: int, values: Mapping[str, Any]) -> bool:
+    """Write columns if the row still has this version; answer whether it had.
+
+    MySQL counts matched rows here (the driver asks for found rows), and ``version`` always changes, so the
+    row count tells who won on every database.
+    """
+    result = conn.execute(
+        update(devices)
+        .where(devices.c.id == bindparam("row_id"), devices.c.version == bindparam("row_version"))
+        .values(version=devices.c.version + 1, **{name: bindparam(f"v_{name}") for name in values}),
+        {"row_id": device_id, "row_version": version, **{f"v_{name}": value for name, value in values.items()}},
+    )
+    return result.rowcount == 1
+
+
+def set_attributes(conn: Connection, device_id: int, **values: Any) -> bool:
+    """Write columns that no state machine decides on (comments, environment, …); False when the device is gone."""
+    result = conn.execute(
+        update(devices).where(devices.c.id == device_id).values(version=devices.c.version + 1, **values)
+    )
+    return result.rowcount == 1
+
+
+_POSTPONE = (
+    update(devices)
+    .where(devices.c.id == bindparam("row_id"), devices.c.attempt == bindparam("row_attempt"))
+    .values(version=devices.c.version + 1, state_timeout=bindparam("deadline"))
+)
+
+
+def postpone(conn: Connection, device_id: int, attempt: int, deadline: datetime | None) -> bool:
+    """Move the deadline of an attempt (None: take it away); False when it is over."""
+    return (
+        conn.execute(_POSTPONE, {"row_id": device_id, "row_attempt": attempt, "deadline": deadline}).rowcount == 1
+    )
+
+
+_VERSION = select(devices.c.version, devices.c.token).where(devices.c.id == bindparam("row_id"))
+
+
+def version_and_token(conn: Connection, device_id: int) -> tuple[int, str | None] | None:
+    """The row's version and the token of its last transition; None when the row is gone."""
+    row = conn.execute(_VERSION, {"row_id": device_id}).first()
+    return None if row is None else (row[0], row[1])
+
+
+def due(conn: Connection, imaging_server_id: int, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
+    """(id, attempt, deadline) of this server's devices whose deadline is before ``before``, the earliest first."""
+    query = (
+        select(devices.c.id, devices.c.attempt, devices.c.state_timeout)
+        .where(devices.c.imaging_server_id == imaging_server_id, devices.c.state_timeout < before)
+        .order_by(devices.c.state_timeout)
+        .limit(limit)
+    )
+    return [(row[0], row[1], row[2]) for row in conn.execute(query)]
+
+
+def insert_device(conn: Connection, **values: Any) -> int:
+    """Add a device and answer its id."""
+    values.setdefault("state", "new")
+    values.setdefault("state_counters", "{}")
+    result = conn.execute(insert(devices).values(**values))
+    key = result.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+# What MozPool claims
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A free device as the matching function sees it."""
+
+    id: int
+    name: str
+    version: int
+    environment: str
+    hardware_type_id: int | None
+    image_id: int | None
+    boot_config_hash: str | None
+    imaging_server_id: int
+
+
+CANDIDATE_COLUMNS = (
+    devices.c.id,
+    devices.c.name,
+    devices.c.version,
+    devices.c.environment,
+    devices.c.hardware_type_id,
+    devices.c.image_id,
+    devices.c.boot_config_hash,
+    devices.c.imaging_server_id,
+)
+FREE = and_(devices.c.state == "ready", devices.c.claim_id.is_(None))
+
+
+def candidates(
+    conn: Connection, conditions: Iterable[ColumnElement[bool]], *, start: int, limit: int
+) -> list[Candidate]:
+    """Free devices that meet ``conditions``, in the order of their random ``shuffle`` from ``start`` on, wrapping round."""
+    query = select(*CANDIDATE_COLUMNS).where(FREE, *conditions).order_by(devices.c.shuffle).limit(limit)
+    found = [Candidate(*row) for row in conn.execute(query.where(devices.c.shuffle >= start))]
+    if len(found) < limit:
+        found += [Candidate(*row) for row in conn.execute(query.where(devices.c.shuffle < start))][: limit - len(found)]
+    return found

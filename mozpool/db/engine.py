@@ -1,0 +1,427 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Connections and transactions: the same for MySQL, MariaDB and SQLite, and honest about a database that is away.
+
+Every unit of work is one short transaction, usually through :meth:`Database.run`, which repeats what another
+transaction or a lost connection undid. A thread has at most one transaction at a time.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.pool import NullPool, StaticPool
+
+from mozpool.clock import Clock, Deadline
+from mozpool.errors import DatabaseAway
+
+T = TypeVar("T")
+
+POOL_WAIT = 5.0
+"""Seconds to wait for a free connection, or for SQLite's one writer."""
+
+PING_AFTER = 1.0
+"""Seconds of idleness after which a connection is tried before it is used."""
+
+ANSWER_WITHIN = 30.0
+"""Seconds a MySQL server may be silent in the middle of an answer before the connection counts as lost."""
+
+CONFLICT_TRIES = 10
+"""How often a transaction may lose against others."""
+
+# Deadlock or, in a cluster, certification conflict; lock wait timeout.
+_CONFLICTS = frozenset({1213, 1205})
+
+# The connection or its server is gone, or its node of a cluster takes no work; another connection may do.
+_AWAY = frozenset(
+    {
+        1040,  # too many connections
+        1047,  # the node is not ready
+        1053,  # the server is shutting down
+        1180,  # the commit failed: the node has lost the cluster
+        1927,  # the connection was killed
+        2002,  # no connection through the local socket
+        2003,  # no connection over TCP
+        2006,  # the server has gone away
+        2013,  # the connection was lost during a statement
+        2055,  # the same, with the system's reason
+        4031,  # closed by the server for idleness
+    }
+)
+
+# Times are UTC whatever the server's zone; what does not fit a column is an error and never cut off.
+# A lock is waited for so short that a stuck holder shows as a conflict long before ANSWER_WITHIN.
+_MYSQL_SESSION = (
+    "SET time_zone = '+00:00', "
+    "sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION', "
+    "innodb_lock_wait_timeout = 3, lock_wait_timeout = 3"
+)
+
+
+class Database:
+    """A pool of connections to one database. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 20,
+        connect_timeout: float = 5.0,
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        """Connect to nothing yet: the first transaction does.
+
+        ``url`` is SQLAlchemy's (``mysql+pymysql://user:password@host/name``, ``sqlite:////path``, or ``sqlite://``
+        for one in memory); ``mysql://`` and ``mariadb://`` mean PyMySQL. ``pool_size`` is how many transactions may run
+        at the same time, ``connect_timeout`` the seconds that connecting may take.
+        """
+        self.url = _with_driver(make_url(url))
+        self.dialect = "sqlite" if self.url.get_backend_name() == "sqlite" else "mysql"
+        self.name = _describe(self.url)
+        """The database in words fit for a message: without a password."""
+        self.clock = clock
+        self._rng = rng
+        self._in_memory = self.dialect == "sqlite" and self.url.database in (None, "", ":memory:")
+        self._connect_timeout = connect_timeout
+        self._writer = threading.Lock()
+        self._busy = threading.local()
+        self.engine = self._sqlite_engine(pool_size) if self.dialect == "sqlite" else self._mysql_engine(pool_size)
+
+    # -- transactions ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """One transaction: committed at the end of the block, rolled back when an exception leaves it.
+
+        READ COMMITTED on MySQL; on SQLite it has the write lock from the start. Nothing is repeated: see :meth:`run`.
+        Raises DatabaseAway when the database cannot be reached, is lost on the way, or does not say whether the commit
+        took place; RuntimeError when this thread already is in a transaction.
+        """
+        attempt = _Attempt()
+        try:
+            with self._transaction(attempt) as connection:
+                yield connection
+        except exc.SQLAlchemyError as error:
+            if _is_away(error):
+                raise self._away(error, attempt.in_doubt) from error
+            raise
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One transaction for reads only, ended by rollback; on SQLite it waits for no writer.
+
+        Raises as :meth:`begin` does.
+        """
+        try:
+            with (
+                self._once_a_thread(),
+                self._one_at_a_time(self._in_memory),
+                self.engine.connect() as connection,
+                self._ended(connection),
+            ):
+                if self.dialect == "sqlite":
+                    connection.exec_driver_sql("BEGIN")
+                yield connection
+        except exc.SQLAlchemyError as error:
+            if _is_away(error):
+                raise self._away(error) from error
+            raise
+
+    def run(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        committed: Callable[[Connection], T | None] | None = None,
+        patience: float = 2.0,
+    ) -> T:
+        """Do ``work`` in a transaction and return its value, once that is committed.
+
+        ``work`` may be called several times, each time in a new transaction: again at once when another transaction
+        got in the way (deadlock, lock wait, certification conflict; at most CONFLICT_TRIES times), and for ``patience``
+        seconds while the database is away. So it must have no effects but those on its connection.
+
+        When the connection is lost during the commit itself, nobody knows whether it took place. Then ``committed`` is
+        called in a new transaction: it looks for what ``work`` wrote (a token in the row) and returns the value that
+        ``work`` would have; None means that nothing is there, and ``work`` is done again.
+
+        Raises DatabaseAway when it comes to nothing within these limits; where the commit's answer was lost, and there
+        is no ``committed`` or the database stays away, the message says that the change may have taken place.
+        Whatever else ``work`` raises is rolled back and passed on.
+        """
+        deadline = Deadline(self.clock, patience)
+        in_doubt: BaseException | None = None  # the error of a commit whose outcome is unknown
+        conflicts = losses = 0
+        while True:
+            attempt = _Attempt()
+            try:
+                if in_doubt is not None and committed is not None:
+                    with self._transaction(_Attempt()) as connection:
+                        value = committed(connection)
+                    if value is not None:
+                        return value
+                    in_doubt = None
+                with self._transaction(attempt) as connection:
+                    value = work(connection)
+                return value
+            except exc.SQLAlchemyError as error:
+                if _code(error) in _CONFLICTS:
+                    conflicts += 1
+                    if conflicts >= CONFLICT_TRIES:
+                        raise DatabaseAway(
+                            f"{self.name} is too busy: other transactions got in the way {conflicts} times"
+                        ) from error
+                    self.clock.sleep(self._rng.uniform(0, min(0.1, 0.002 * 2**conflicts)))
+                    continue
+                if not _is_away(error):
+                    raise
+                if attempt.in_doubt:
+                    in_doubt = error
+                losses += 1
+                may_ask = in_doubt is error and committed is not None
+                # A commit that was lost by waiting has used up all patience: still ask once what became of it.
+                if (deadline.expired and not may_ask) or (in_doubt is not None and committed is None):
+                    raise self._away(error, in_doubt is not None) from error
+                pause = min(0.5, 0.02 * 2**losses)
+                self.clock.sleep(deadline.remaining(self._rng.uniform(pause / 2, pause)))
+
+    def ping(self) -> bool:
+        """Ask the database for a sign of life: True, or DatabaseAway is raised."""
+        with self.read() as connection:
+            return bool(connection.exec_driver_sql("SELECT 1").scalar_one() == 1)
+
+    def dispose(self) -> None:
+        """Close all connections that are not in use (an in-memory database is gone then)."""
+        self.engine.dispose()
+
+    @contextmanager
+    def maintenance(self) -> Iterator[Connection]:
+        """One transaction for changing the schema: a statement may take as long as it needs.
+
+        SQLite does not enforce foreign keys meanwhile, because changing a table means replacing it.
+        Raises as :meth:`begin` does.
+        """
+        if self.dialect == "sqlite":
+            engine = self.engine
+        else:
+            engine = self._mysql_engine(1, answer_within=None, poolclass=NullPool)
+        attempt = _Attempt()
+        try:
+            with self._once_a_thread(), self._one_at_a_time(self.dialect == "sqlite"), engine.connect() as connection:
+                if self.dialect == "sqlite":
+                    with _foreign_keys_off(connection), self._written(connection, attempt):
+                        yield connection
+                else:
+                    connection.exec_driver_sql("SET lock_wait_timeout = 60")
+                    connection.rollback()
+                    with self._written(connection, attempt):
+                        yield connection
+        except exc.SQLAlchemyError as error:
+            if _is_away(error):
+                raise self._away(error, attempt.in_doubt) from error
+            raise
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self, attempt: _Attempt) -> Iterator[Connection]:
+        """A transaction that writes; ``attempt`` notes how far it got. Errors are the driver's own."""
+        with (
+            self._once_a_thread(),
+            self._one_at_a_time(self.dialect == "sqlite"),
+            self.engine.connect() as connection,
+            self._written(connection, attempt),
+        ):
+            yield connection
+
+    @contextmanager
+    def _written(self, connection: Connection, attempt: _Attempt) -> Iterator[None]:
+        """Begin, and commit unless an exception comes by."""
+        with self._ended(connection):
+            if self.dialect == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield
+            attempt.in_doubt = self.dialect == "mysql"  # SQLite in this process can't lose the answer
+            connection.commit()
+
+    @contextmanager
+    def _ended(self, connection: Connection) -> Iterator[None]:
+        """Leave no transaction open. The pool itself rolls nothing back, which saves a round trip after a commit.
+
+        A connection whose rollback fails, or whose node of the cluster is of no use, is thrown away.
+        """
+        connection.begin()
+        try:
+            yield
+        except exc.SQLAlchemyError as error:
+            if _is_away(error) and not connection.invalidated and self.dialect == "mysql":
+                connection.invalidate(error)
+            raise
+        finally:
+            if connection.in_transaction():
+                try:
+                    connection.rollback()
+                except exc.SQLAlchemyError as error:
+                    connection.invalidate(error)
+
+    @contextmanager
+    def _once_a_thread(self) -> Iterator[None]:
+        """Refuse a transaction within a transaction: it would wait for a connection or a lock that it holds itself."""
+        if getattr(self._busy, "yes", False):
+            raise RuntimeError("this thread already is in a transaction: pass its connection on")
+        self._busy.yes = True
+        try:
+            yield
+        finally:
+            self._busy.yes = False
+
+    @contextmanager
+    def _one_at_a_time(self, needed: bool) -> Iterator[None]:
+        """Where ``needed``, wait for this process's turn to write: threads would only spin on SQLite's own lock."""
+        if not needed:
+            yield
+            return
+        if not self._writer.acquire(timeout=POOL_WAIT):
+            raise DatabaseAway(f"{self.name} is too busy: no turn to write within {POOL_WAIT:g} s")
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    def _away(self, error: exc.SQLAlchemyError, in_doubt: bool = False) -> DatabaseAway:
+        """The error to tell the caller; the driver's reason has no password in it."""
+        if isinstance(error, exc.TimeoutError):
+            return DatabaseAway(f"{self.name} is too busy: no free connection within {POOL_WAIT:g} s")
+        doubt = "; the last change may have taken place" if in_doubt else ""
+        return DatabaseAway(f"{self.name} is away: {_reason(error)}{doubt}")
+
+    # -- engines --------------------------------------------------------------------------------------------------
+
+    def _mysql_engine(
+        self, pool_size: int, *, answer_within: float | None = ANSWER_WITHIN, poolclass: Any = None
+    ) -> Engine:
+        """PyMySQL with bounded waits everywhere; it keeps TCP connections alive by itself."""
+        pooled: dict[str, Any] = {
+            "pool_size": pool_size,
+            "max_overflow": 0,
+            "pool_timeout": POOL_WAIT,
+            "pool_recycle": 1800,
+            "pool_use_lifo": True,
+            "pool_reset_on_return": None,
+        }
+        engine = create_engine(
+            self.url,
+            isolation_level="READ COMMITTED",  # said once per connection, not once per transaction
+            connect_args={
+                "charset": "utf8mb4",
+                "connect_timeout": self._connect_timeout,
+                "read_timeout": answer_within,
+                "write_timeout": answer_within,
+                "init_command": _MYSQL_SESSION,
+            },
+            **(pooled if poolclass is None else {"poolclass": poolclass}),
+        )
+
+        @event.listens_for(engine, "connect")
+        @event.listens_for(engine, "checkin")
+        def note_use(_connection: Any, record: Any) -> None:
+            record.info["used"] = self.clock.monotonic()
+
+        @event.listens_for(engine, "checkout")
+        def try_idle_connection(connection: Any, record: Any, _proxy: Any) -> None:
+            if self.clock.monotonic() - record.info["used"] < PING_AFTER:
+                return
+            try:
+                connection.ping(reconnect=False)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise exc.InvalidatePoolError(str(error)) from error
+
+        return engine
+
+    def _sqlite_engine(self, pool_size: int) -> Engine:
+        """Python's sqlite3, with transactions begun by us; one shared connection where the database is in memory."""
+        pooled: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": POOL_WAIT}
+        engine = create_engine(
+            self.url,
+            connect_args={"check_same_thread": False, "timeout": self._connect_timeout, "isolation_level": None},
+            pool_reset_on_return=None,
+            **({"poolclass": StaticPool} if self._in_memory else pooled),
+        )
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: sqlite3.Connection, _record: Any) -> None:
+            if not self._in_memory:
+                connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA foreign_keys = ON")
+
+        return engine
+
+
+class _Attempt:
+    """How far a transaction got: whether a lost connection leaves open if it was committed."""
+
+    def __init__(self) -> None:
+        self.in_doubt = False
+
+
+@contextmanager
+def _foreign_keys_off(connection: Connection) -> Iterator[None]:
+    """SQLite's switch; it has no effect inside a transaction."""
+    connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
+    connection.rollback()  # SQLAlchemy's own bookkeeping: the database has no transaction open
+    try:
+        yield
+    finally:
+        connection.exec_driver_sql("PRAGMA foreign_keys = ON")
+        connection.rollback()
+
+
+def _with_driver(url: URL) -> URL:
+    """``mysql://`` and ``mariadb://`` name no driver: ours is PyMySQL."""
+    return url.set(drivername=f"{url.drivername}+pymysql") if url.drivername in ("mysql", "mariadb") else url
+
+
+def _describe(url: URL) -> str:
+    """E.g. ``the database mozpool at db1:3306``."""
+    if url.get_backend_name() == "sqlite":
+        return f"the database {url.database or 'in memory'}"
+    return f"the database {url.database} at {url.host or 'localhost'}:{url.port or 3306}"
+
+
+def _code(error: exc.SQLAlchemyError) -> object:
+    """MySQL's error number, or whatever else the driver's error starts with."""
+    original = error.orig if isinstance(error, exc.DBAPIError) else None
+    return original.args[0] if original is not None and original.args else None
+
+
+def _reason(error: exc.SQLAlchemyError) -> str:
+    """What the driver says, in one line, without the statement."""
+    original = error.orig if isinstance(error, exc.DBAPIError) and error.orig is not None else error
+    text = str(original.args[-1]) if original.args else ""
+    return " ".join(text.split()) or type(original).__name__
+
+
+def _is_away(error: exc.SQLAlchemyError) -> bool:
+    """Whether trying again later, on another connection, makes sense."""
+    if isinstance(error, exc.TimeoutError):
+        return True
+    if not isinstance(error, exc.DBAPIError):
+        return False
+    if isinstance(error.orig, sqlite3.Error):
+        # "Locked" means that another process writes; a file that can't be opened may come back with its disk.
+        return isinstance(error.orig, sqlite3.OperationalError) and error.orig.sqlite_errorcode & 0xFF in (
+            sqlite3.SQLITE_BUSY,
+            sqlite3.SQLITE_CANTOPEN,
+        )
+    # Without a statement it was connecting that failed: refused, unreachable, access denied.
+    connecting = error.statement is None and isinstance(error, exc.OperationalError | exc.InterfaceError)
+    return error.connection_invalidated or connecting or _code(error) in _AWAY

@@ -1,0 +1,151 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Images, PXE configs, and which PXE config boots which image on which hardware."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, bindparam, insert, select
+
+from mozpool.db.tables import hardware_types, image_pxe_configs, images, imaging_servers, pxe_configs
+
+
+@dataclass(frozen=True)
+class Image:
+    """Something that can be put on a device."""
+
+    id: int
+    name: str
+    boot_config_keys: tuple[str, ...]
+    """Keys that a request for this image must carry."""
+    can_reuse: bool
+    hidden: bool
+    has_sut_agent: bool
+
+
+def _keys(text: str | None) -> tuple[str, ...]:
+    try:
+        value = json.loads(text or "[]")
+    except ValueError:
+        return ()
+    return tuple(str(key) for key in value) if isinstance(value, list) else ()
+
+
+_IMAGES = select(
+    images.c.id, images.c.name, images.c.boot_config_keys, images.c.can_reuse, images.c.hidden, images.c.has_sut_agent
+)
+_IMAGE_BY_NAME = _IMAGES.where(images.c.name == bindparam("image_name"))
+
+
+def _image(row: tuple[int, str, str, int, int, int]) -> Image:
+    return Image(row[0], row[1], _keys(row[2]), bool(row[3]), bool(row[4]), bool(row[5]))
+
+
+def find(conn: Connection) -> list[Image]:
+    """All images, sorted by id."""
+    return [_image(tuple(row)) for row in conn.execute(_IMAGES.order_by(images.c.id))]
+
+
+def by_name(conn: Connection, name: str) -> Image | None:
+    """The image of this name, or None."""
+    row = conn.execute(_IMAGE_BY_NAME, {"image_name": name}).first()
+    return None if row is None else _image(tuple(row))
+
+
+_PXE_CONFIG_FOR = (
+    select(pxe_configs.c.name)
+    .join(image_pxe_configs, image_pxe_configs.c.pxe_config_id == pxe_configs.c.id)
+    .where(
+        image_pxe_configs.c.image_id == bindparam("image"),
+        image_pxe_configs.c.hardware_type_id == bindparam("hardware"),
+    )
+)
+
+
+def pxe_config_for(conn: Connection, hardware_type_id: int | None, image_id: int | None) -> str | None:
+    """The name of the PXE config that boots this image on this hardware, or None."""
+    if hardware_type_id is None or image_id is None:
+        return None
+    value = conn.scalar(_PXE_CONFIG_FOR, {"image": image_id, "hardware": hardware_type_id})
+    return None if value is None else str(value)
+
+
+_HARDWARE_FOR = select(image_pxe_configs.c.hardware_type_id).where(
+    image_pxe_configs.c.image_id == bindparam("image"), image_pxe_configs.c.pxe_config_id.is_not(None)
+)
+
+
+def hardware_for(conn: Connection, image_id: int) -> frozenset[int]:
+    """Ids of the hardware types that a PXE config can put this image on."""
+    return frozenset(conn.scalars(_HARDWARE_FOR, {"image": image_id}))
+
+
+# PXE configs
+
+
+@dataclass(frozen=True)
+class PxeConfig:
+    """The text that a boot loader is given."""
+
+    id: int
+    name: str
+    description: str
+    contents: str
+    active: bool
+
+
+_PXE_CONFIGS = select(
+    pxe_configs.c.id, pxe_configs.c.name, pxe_configs.c.description, pxe_configs.c.contents, pxe_configs.c.active
+)
+
+
+def pxe_config(conn: Connection, name: str) -> PxeConfig | None:
+    """The PXE config of this name, or None."""
+    row = conn.execute(_PXE_CONFIGS.where(pxe_configs.c.name == name)).first()
+    return None if row is None else PxeConfig(row[0], row[1], row[2], row[3], bool(row[4]))
+
+
+def pxe_config_names(conn: Connection, *, active_only: bool = False) -> list[str]:
+    """The names of the PXE configs, sorted."""
+    query = select(pxe_configs.c.name).order_by(pxe_configs.c.name)
+    return list(conn.scalars(query.where(pxe_configs.c.active != 0) if active_only else query))
+
+
+def pxe_config_uses(conn: Connection, pxe_config_id: int) -> list[tuple[str, str, str]]:
+    """(image, hardware type, hardware model) of all that use a PXE config."""
+    query = (
+        select(images.c.name, hardware_types.c.type, hardware_types.c.model)
+        .select_from(image_pxe_configs)
+        .join(images, images.c.id == image_pxe_configs.c.image_id)
+        .join(hardware_types, hardware_types.c.id == image_pxe_configs.c.hardware_type_id)
+        .where(image_pxe_configs.c.pxe_config_id == pxe_config_id)
+        .order_by(images.c.name, hardware_types.c.type, hardware_types.c.model)
+    )
+    return [(row[0], row[1], row[2]) for row in conn.execute(query)]
+
+
+# Imaging servers
+
+
+def imaging_server_id(conn: Connection, fqdn: str) -> int | None:
+    """The id of an imaging server, or None."""
+    value = conn.scalar(select(imaging_servers.c.id).where(imaging_servers.c.fqdn == fqdn))
+    return None if value is None else int(value)
+
+
+def imaging_server_names(conn: Connection) -> list[str]:
+    """The names of all imaging servers."""
+    return list(conn.scalars(select(imaging_servers.c.fqdn).order_by(imaging_servers.c.id)))
+
+
+def ensure_imaging_server(conn: Connection, fqdn: str) -> int:
+    """The id of an imaging server, which is added when the database does not know it yet."""
+    found = imaging_server_id(conn, fqdn)
+    if found is not None:
+        return found
+    key = conn.execute(insert(imaging_servers).values(fqdn=fqdn)).inserted_primary_key
+    assert key is not None
+    return int(key[0])

@@ -1,0 +1,377 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Requests: the rows that MozPool's state machine drives, and the queue they form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, and_, bindparam, func, insert, not_, or_, select, update
+from sqlalchemy.sql.elements import ColumnElement
+
+from mozpool.db.devices import loads_counters, loads_object
+from mozpool.db.tables import device_requests, devices, images, imaging_servers, requests
+
+QUEUED = "finding_device"
+FAILED_STATES = ("failed_device_not_found", "failed_bad_image", "failed_bad_device", "failed_device_busy")
+END_STATES = ("closed", *FAILED_STATES)
+
+_device_server = imaging_servers.alias("device_server")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request with the device that it has claimed, if any."""
+
+    id: int
+    imaging_server_id: int
+    imaging_server: str
+    requested_device: str
+    assignee: str
+    created: datetime | None
+    expires: datetime
+    image_id: int | None
+    image: str | None
+    image_can_reuse: bool
+    boot_config: str | None
+    state: str
+    state_counters: Mapping[str, int]
+    state_timeout: datetime | None
+    state_since: datetime | None
+    version: int
+    attempt: int
+    token: str | None
+    environment: str
+    hardware_type: str | None
+    hardware_model: str | None
+    labels: Mapping[str, str]
+    priority: int
+    wait: int
+    """Seconds that it may stay in the queue."""
+    queue_key: int
+    criteria: str | None
+    callback_url: str | None
+    idempotency_key: str | None
+    body_hash: str | None
+    reason: str | None
+    claim_id: int | None = None
+    imaging_result: str | None = None
+    device_id: int | None = None
+    device: str | None = None
+    device_state: str | None = None
+    device_address: str | None = None
+    device_server_id: int | None = None
+    device_server: str | None = None
+    device_image_id: int | None = None
+    device_boot_config_hash: str | None = None
+    device_operation_claim_id: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the logs call it."""
+        return f"request {self.id}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still hold or get a device."""
+        return self.state not in END_STATES
+
+    @property
+    def wants_named_device(self) -> bool:
+        """Whether it asks for one device and no other."""
+        return self.requested_device != "any"
+
+
+_SELECT: Select[Any] = (
+    select(
+        requests,
+        imaging_servers.c.fqdn.label("imaging_server"),
+        images.c.name.label("image"),
+        images.c.can_reuse.label("image_can_reuse"),
+        device_requests.c.id.label("claim_id"),
+        device_requests.c.imaging_result.label("imaging_result"),
+        devices.c.id.label("device_id"),
+        devices.c.name.label("device"),
+        devices.c.state.label("device_state"),
+        devices.c.fqdn.label("device_fqdn"),
+        devices.c.address.label("device_address"),
+        devices.c.imaging_server_id.label("device_server_id"),
+        _device_server.c.fqdn.label("device_server"),
+        devices.c.image_id.label("device_image_id"),
+        devices.c.boot_config_hash.label("device_boot_config_hash"),
+        devices.c.operation_claim_id.label("device_operation_claim_id"),
+    )
+    .select_from(requests)
+    .join(imaging_servers, imaging_servers.c.id == requests.c.imaging_server_id)
+    .outerjoin(images, images.c.id == requests.c.image_id)
+    .outerjoin(device_requests, device_requests.c.request_id == requests.c.id)
+    .outerjoin(devices, devices.c.id == device_requests.c.device_id)
+    .outerjoin(_device_server, _device_server.c.id == devices.c.imaging_server_id)
+)
+_BY_ID = _SELECT.where(requests.c.id == bindparam("request_id"))
+
+
+def _request(row: Row[Any]) -> Request:
+    m = row._mapping
+    r = requests.c
+    return Request(
+        id=m[r.id],
+        imaging_server_id=m[r.imaging_server_id],
+        imaging_server=m["imaging_server"],
+        requested_device=m[r.requested_device],
+        assignee=m[r.assignee],
+        created=m[r.created],
+        expires=m[r.expires],
+        image_id=m[r.image_id],
+        image=m["image"],
+        image_can_reuse=bool(m["image_can_reuse"]),
+        boot_config=m[r.boot_config],
+        state=m[r.state],
+        state_counters=loads_counters(m[r.state_counters]),
+        state_timeout=m[r.state_timeout],
+        state_since=m[r.state_since],
+        version=m[r.version],
+        attempt=m[r.attempt],
+        token=m[r.token],
+        environment=m[r.environment],
+        hardware_type=m[r.hardware_type],
+        hardware_model=m[r.hardware_model],
+        labels={key: str(value) for key, value in loads_object(m[r.labels]).items()},
+        priority=m[r.priority],
+        wait=m[r.wait],
+        queue_key=m[r.queue_key],
+        criteria=m[r.criteria],
+        callback_url=m[r.callback_url],
+        idempotency_key=m[r.idempotency_key],
+        body_hash=m[r.body_hash],
+        reason=m[r.reason],
+        claim_id=m["claim_id"],
+        imaging_result=m["imaging_result"],
+        device_id=m["device_id"],
+        device=m["device"],
+        device_state=m["device_state"],
+        device_address=m["device_address"] or m["device_fqdn"],
+        device_server_id=m["device_server_id"],
+        device_server=m["device_server"],
+        device_image_id=m["device_image_id"],
+        device_boot_config_hash=m["device_boot_config_hash"],
+        device_operation_claim_id=m["device_operation_claim_id"],
+    )
+
+
+def get(conn: Connection, request_id: int) -> Request | None:
+    """The request with this id, or None."""
+    row = conn.execute(_BY_ID, {"request_id": request_id}).first()
+    return None if row is None else _request(row)
+
+
+_OWNER = (
+    select(imaging_servers.c.id, imaging_servers.c.fqdn)
+    .join(requests, requests.c.imaging_server_id == imaging_servers.c.id)
+    .where(requests.c.id == bindparam("request_id"))
+)
+
+
+def owner(conn: Connection, request_id: int) -> tuple[int, str] | None:
+    """(id, name) of the imaging server that serves a request, or None when there is no such request."""
+    row = conn.execute(_OWNER, {"request_id": request_id}).first()
+    return None if row is None else (row[0], row[1])
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which requests a list is to have; None asks for nothing."""
+
+    include_closed: bool = False
+    assignee: str | None = None
+    state: str | None = None
+    requested_device: str | None = None
+    device: str | None = None
+    environment: str | None = None
+
+
+def find(
+    conn: Connection, wanted: Filter, now: datetime, *, after: int = 0, limit: int | None = None
+) -> list[Request]:
+    """Requests in the order of their ids, from behind ``after``, at most ``limit``.
+
+    Failed ones count as open until they are returned or expire.
+    """
+    conditions: list[ColumnElement[bool]] = [requests.c.id > after]
+    if not wanted.include_closed:
+        conditions.append(requests.c.state != "closed")
+        conditions.append(not_(and_(requests.c.state.in_(FAILED_STATES), requests.c.expires <= now)))
+    pairs = (
+        (requests.c.assignee, wanted.assignee),
+        (requests.c.state, wanted.state),
+        (requests.c.requested_device, wanted.requested_device),
+        (devices.c.name, wanted.device),
+        (requests.c.environment, wanted.environment),
+    )
+    conditions += [column == value for column, value in pairs if value is not None]
+    query = _SELECT.where(*conditions).order_by(requests.c.id)
+    if limit is not None:
+        query = query.limit(limit)
+    return [_request(row) for row in conn.execute(query)]
+
+
+def by_idempotency_key(conn: Connection, key: str) -> Request | None:
+    """The request that was made with this key, or None."""
+    row = conn.execute(_SELECT.where(requests.c.idempotency_key == key).order_by(requests.c.id).limit(1)).first()
+    return None if row is None else _request(row)
+
+
+def of_device(conn: Connection, device_id: int) -> Request | None:
+    """The request that has a device now, or None."""
+    row = conn.execute(_SELECT.where(device_requests.c.device_id == device_id)).first()
+    return None if row is None else _request(row)
+
+
+def add(conn: Connection, values: Mapping[str, Any]) -> int:
+    """Store a new request and answer its id."""
+    key = conn.execute(insert(requests), dict(values)).inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def write(conn: Connection, request_id: int, version: int, values: Mapping[str, Any]) -> bool:
+    """Write columns if the row still has this version; answer whether it had."""
+    result = conn.execute(
+        update(requests)
+        .where(requests.c.id == bindparam("row_id"), requests.c.version == bindparam("row_version"))
+        .values(version=requests.c.version + 1, **{name: bindparam(f"v_{name}") for name in values}),
+        {"row_id": request_id, "row_version": version, **{f"v_{name}": value for name, value in values.items()}},
+    )
+    return result.rowcount == 1
+
+
+_POSTPONE = (
+    update(requests)
+    .where(requests.c.id == bindparam("row_id"), requests.c.attempt == bindparam("row_attempt"))
+    .values(version=requests.c.version + 1, state_timeout=bindparam("deadline"))
+)
+
+
+def postpone(conn: Connection, request_id: int, attempt: int, deadline: datetime | None) -> bool:
+    """Move the deadline of an attempt (None: take it away); False when it is over."""
+    return conn.execute(_POSTPONE, {"row_id": request_id, "row_attempt": attempt, "deadline": deadline}).rowcount == 1
+
+
+def set_expires(conn: Connection, request_id: int, expires: datetime) -> bool:
+    """Move the end of an open request; False when it has ended."""
+    result = conn.execute(
+        update(requests)
+        .where(requests.c.id == request_id, requests.c.state.not_in(END_STATES))
+        .values(expires=expires, version=requests.c.version + 1)
+    )
+    return result.rowcount == 1
+
+
+def acknowledge(conn: Connection, request_id: int, now: datetime) -> None:
+    """A failed request was returned: it need not be listed any longer."""
+    conn.execute(
+        update(requests)
+        .where(requests.c.id == request_id, requests.c.state.in_(FAILED_STATES), requests.c.expires > now)
+        .values(expires=now, version=requests.c.version + 1)
+    )
+
+
+_VERSION = select(requests.c.version, requests.c.token).where(requests.c.id == bindparam("row_id"))
+
+
+def version_and_token(conn: Connection, request_id: int) -> tuple[int, str | None] | None:
+    """The row's version and the token of its last transition; None when the row is gone."""
+    row = conn.execute(_VERSION, {"row_id": request_id}).first()
+    return None if row is None else (row[0], row[1])
+
+
+def due(conn: Connection, imaging_server_id: int, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
+    """(id, attempt, deadline) of this server's open requests that time out or expire before ``before``."""
+    query = (
+        select(requests.c.id, requests.c.attempt, requests.c.state_timeout, requests.c.expires)
+        .where(
+            requests.c.imaging_server_id == imaging_server_id,
+            requests.c.state.not_in(END_STATES),
+            or_(requests.c.state_timeout < before, requests.c.expires < before),
+        )
+        .limit(limit)
+    )
+    found = [
+        (row[0], row[1], row[3] if row[2] is None else min(row[2], row[3])) for row in conn.execute(query)
+    ]
+    return sorted(found, key=lambda item: item[2])
+
+
+# The queue
+
+
+@dataclass(frozen=True)
+class QueueHead:
+    """The first of all waiting requests that the same devices can serve."""
+
+    criteria: str
+    queue_key: int
+    waiting: int
+    """How many there are."""
+
+
+_HEADS = (
+    select(requests.c.criteria, func.min(requests.c.queue_key), func.count())
+    .where(requests.c.state == QUEUED)
+    .group_by(requests.c.criteria)
+)
+_FIRST = (
+    _SELECT.where(requests.c.state == QUEUED, requests.c.criteria == bindparam("wanted"))
+    .order_by(requests.c.queue_key, requests.c.id)
+    .limit(1)
+)
+
+
+def queue_heads(conn: Connection) -> list[QueueHead]:
+    """One entry for every kind of waiting request, in the order of the queue."""
+    found = [QueueHead(row[0], row[1], row[2]) for row in conn.execute(_HEADS) if row[0] is not None]
+    return sorted(found, key=lambda head: (head.queue_key, head.criteria))
+
+
+def first_in_queue(conn: Connection, criteria: str) -> Request | None:
+    """The first waiting request of a kind, or None."""
+    row = conn.execute(_FIRST, {"wanted": criteria}).first()
+    return None if row is None else _request(row)
+
+
+def place_in_queue(conn: Connection, request: Request) -> int:
+    """How many waiting requests of the same kind are before this one, plus one."""
+    before = conn.scalar(
+        select(func.count())
+        .select_from(requests)
+        .where(
+            requests.c.state == QUEUED,
+            requests.c.criteria == request.criteria,
+            or_(
+                requests.c.queue_key < request.queue_key,
+                and_(requests.c.queue_key == request.queue_key, requests.c.id < request.id),
+            ),
+        )
+    )
+    return int(before or 0) + 1
+
+
+def count_states(conn: Connection) -> dict[str, int]:
+    """State → number of requests in it, closed ones left out."""
+    query = select(requests.c.state, func.count()).where(requests.c.state != "closed").group_by(requests.c.state)
+    return {state: number for state, number in conn.execute(query)}
+
+
+def holders(conn: Connection, device_ids: Sequence[int]) -> list[tuple[int, str, datetime]]:
+    """(device id, assignee, expires) of the claims on these devices."""
+    query = (
+        select(device_requests.c.device_id, requests.c.assignee, requests.c.expires)
+        .join(requests, requests.c.id == device_requests.c.request_id)
+        .where(device_requests.c.device_id.in_(device_ids))
+        .order_by(requests.c.expires)
+    )
+    return [(row[0], row[1], row[2]) for row in conn.execute(query)]

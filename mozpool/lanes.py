@@ -1,0 +1,224 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Bounded workers, lanes and timers: how one slow thing is kept from holding up another.
+
+Work with the same lane runs one at a time and in order; different lanes share the workers fairly, one piece of work
+a turn. A timer hands its work to a lane too, so that the timers' thread itself never waits.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from mozpool.clock import Clock
+
+log = logging.getLogger("mozpool.lanes")
+
+Work = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A piece of work that is being done."""
+
+    thread: str
+    lane: Hashable | None
+    label: str
+    seconds: float
+
+
+class Lanes:
+    """A pool of at most so many worker threads, and the lanes in front of it.
+
+    Threads are started as they are needed. An exception in a piece of work is logged, never lost and never fatal.
+    """
+
+    def __init__(self, name: str, workers: int, clock: Clock) -> None:
+        """``workers`` is the largest number of threads."""
+        self.name = name
+        self._workers = workers
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._turns: deque[tuple[Hashable | None, Work, str]] = deque()
+        self._waiting: dict[Hashable, deque[tuple[Work, str]]] = {}
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._stopping = False
+        self._running: dict[str, tuple[Hashable | None, str, float]] = {}
+
+    def submit(self, lane: Hashable | None, work: Work, label: str = "") -> None:
+        """Have ``work`` done as soon as its lane and a worker are free; None is no lane at all.
+
+        Work that is submitted after :meth:`stop` is dropped: what matters is in the database and has a deadline there.
+        """
+        with self._lock:
+            if self._stopping:
+                return
+            if lane is not None:
+                queue = self._waiting.get(lane)
+                if queue is not None:
+                    queue.append((work, label))
+                    return
+                self._waiting[lane] = deque()
+            self._turns.append((lane, work, label))
+            if self._idle >= len(self._turns):
+                self._wake.notify()
+            elif len(self._threads) < self._workers:
+                thread = threading.Thread(
+                    target=self._work, name=f"{self.name}-{len(self._threads) + 1}", daemon=True
+                )
+                self._threads.append(thread)
+                thread.start()
+            else:
+                self._wake.notify()
+
+    def _work(self) -> None:
+        me = threading.current_thread().name
+        while True:
+            with self._lock:
+                self._idle += 1
+                while not self._turns and not self._stopping:
+                    self._wake.wait()
+                self._idle -= 1
+                if self._stopping:
+                    return
+                lane, work, label = self._turns.popleft()
+                self._running[me] = (lane, label, self._clock.monotonic())
+            try:
+                work()
+            except Exception:
+                log.exception("%s failed in lane %s", label or "work", lane)
+            finally:
+                with self._lock:
+                    del self._running[me]
+                    if lane is not None:
+                        queue = self._waiting[lane]
+                        if queue:
+                            # Behind the others: a long lane must not keep a worker to itself.
+                            self._turns.append((lane, *queue.popleft()))
+                            self._wake.notify()
+                        else:
+                            del self._waiting[lane]
+
+    def length(self, lane: Hashable) -> int:
+        """How many pieces of work wait in a lane, behind the one that is being done."""
+        with self._lock:
+            return len(self._waiting.get(lane, ()))
+
+    def backlog(self) -> int:
+        """How many pieces of work wait for a worker."""
+        with self._lock:
+            return len(self._turns)
+
+    def running(self) -> list[Running]:
+        """What is being done now, and for how long."""
+        now = self._clock.monotonic()
+        with self._lock:
+            return [
+                Running(thread, lane, label, now - started)
+                for thread, (lane, label, started) in self._running.items()
+            ]
+
+    def stop(self, seconds: float) -> bool:
+        """Take no more work, wait at most so long for what is being done; answer whether all of it ended."""
+        with self._lock:
+            self._stopping = True
+            self._turns.clear()
+            self._waiting = {lane: deque() for lane in self._waiting}
+            self._wake.notify_all()
+        end = self._clock.monotonic() + seconds
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, end - self._clock.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+
+class Timers:
+    """Calls at moments of the monotonic time, from one thread; a key has one call at a time."""
+
+    def __init__(self, clock: Clock) -> None:
+        """The thread starts with :meth:`start`; calls set before that wait for it."""
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._heap: list[tuple[float, int, Hashable]] = []
+        self._calls: dict[Hashable, tuple[int, Work]] = {}
+        self._numbers = itertools.count()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self.last_turn = clock.monotonic()
+        """When the thread last looked at its heap: the watchdog's sign of progress."""
+
+    def start(self) -> None:
+        """Begin to make calls."""
+        self._thread = threading.Thread(target=self._run, name="timers", daemon=True)
+        self._thread.start()
+
+    def set(self, key: Hashable, seconds: float, call: Work) -> None:
+        """Make ``call`` in so many seconds, in place of what was set for ``key`` before. It must be quick."""
+        at = self._clock.monotonic() + max(0.0, seconds)
+        with self._lock:
+            number = next(self._numbers)
+            self._calls[key] = (number, call)
+            heapq.heappush(self._heap, (at, number, key))
+            if len(self._heap) > 2 * len(self._calls) + 1000:
+                # Replaced entries stay in the heap until their time; a long one is not allowed to pile up.
+                current = {number for number, _ in self._calls.values()}
+                self._heap = [entry for entry in self._heap if entry[1] in current]
+                heapq.heapify(self._heap)
+            if self._heap[0][1] == number:
+                self._changed.notify()
+
+    def cancel(self, key: Hashable) -> None:
+        """Forget the call of ``key``, if there is one."""
+        with self._lock:
+            self._calls.pop(key, None)
+
+    def __contains__(self, key: Hashable) -> bool:
+        with self._lock:
+            return key in self._calls
+
+    def _due(self) -> list[Work]:
+        now = self._clock.monotonic()
+        due = []
+        while self._heap and self._heap[0][0] <= now:
+            _, number, key = heapq.heappop(self._heap)
+            current = self._calls.get(key)
+            if current is not None and current[0] == number:
+                del self._calls[key]
+                due.append(current[1])
+        return due
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self.last_turn = self._clock.monotonic()
+                due = self._due()
+                while not due and not self._stopping:
+                    wait = self._heap[0][0] - self._clock.monotonic() if self._heap else 10.0
+                    self._changed.wait(min(max(wait, 0.0), 10.0))
+                    self.last_turn = self._clock.monotonic()
+                    due = self._due()
+                if self._stopping:
+                    return
+            for call in due:
+                try:
+                    call()
+                except Exception:
+                    log.exception("a timer's call failed")
+
+    def stop(self) -> None:
+        """Make no more calls and end the thread."""
+        with self._lock:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(10)

@@ -1,0 +1,141 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Does LifeGuard's effects: which BMM operation each one is, in which lane, and which event its outcome is."""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from mozpool.bmm.service import BMM
+from mozpool.clock import Clock
+from mozpool.db.devices import Device
+from mozpool.errors import HardwareError
+from mozpool.lifeguard.effects import (
+    AgentReboot,
+    AwaitReboot,
+    CheckReady,
+    CheckStorage,
+    Ping,
+    PowerCycle,
+    SyncBoot,
+    TellRequest,
+    VerifyAgent,
+)
+from mozpool.statedriver import Event
+from mozpool.statemachine import Effect
+
+READY_CHECKS = 3
+"""How often an idle device is asked before it counts as failed: a single ping gets lost now and then."""
+
+OLD_BOOT_MARGIN = 20.0
+"""Seconds by which an agent's uptime may exceed the time since the power cycle and still mean a new boot."""
+
+
+class RequestLink(Protocol):
+    """How LifeGuard reaches the requests, wherever they are served."""
+
+    def lifeguard_finished(self, request_id: int, claim_id: int, result: str) -> None:
+        """Tell a request how its device's operation ended; a message that gets lost is made good for by polling."""
+        ...
+
+
+class DeviceOperations:
+    """The performer of the device machine's effects. Called from worker threads."""
+
+    def __init__(self, bmm: BMM, requests: RequestLink, clock: Clock, *, speed: float = 1.0) -> None:
+        """``speed`` divides the pauses between repeated checks."""
+        self._bmm = bmm
+        self._requests = requests
+        self._clock = clock
+        self._speed = speed
+        self._power_cycled: dict[int, float] = {}
+        self._lock = threading.Lock()
+
+    def lane(self, row: Device, effect: Effect) -> str | None:
+        """Power operations share a lane with all that hangs on the same relay board; the rest is the device's own."""
+        if isinstance(effect, PowerCycle):
+            return self._bmm.power_lane(row)
+        if isinstance(effect, TellRequest):
+            return None
+        return f"device:{row.id}"
+
+    def failure(self, effect: Effect) -> str | None:
+        """Which event a failed effect is; probes are simply repeated."""
+        if isinstance(effect, PowerCycle | AgentReboot):
+            return "power_cycle_failed"
+        if isinstance(effect, CheckStorage):
+            return "sut_sdcard_failed"
+        if isinstance(effect, CheckReady):
+            return "failed"
+        return None
+
+    def probe_lane(self, lane: str) -> None:
+        """Talk to the relay board behind a lane."""
+        self._bmm.test_power(lane)
+
+    def perform(self, row: Device, effect: Effect) -> Event | None:
+        """Do an effect. Raises HardwareError."""
+        match effect:
+            case PowerCycle():
+                self._bmm.sync_boot(row)
+                self._bmm.power_cycle(row)
+                self._note_reboot(row)
+                return Event("power_cycle_ok")
+            case AgentReboot():
+                self._bmm.sync_boot(row)
+                self._bmm.agent_reboot(row)
+                self._note_reboot(row)
+                return Event("power_cycle_ok")
+            case AwaitReboot():
+                return Event("rebooted") if self._has_rebooted(row) else None
+            case Ping():
+                return Event("ping_ok") if self._bmm.ping(row) else None
+            case VerifyAgent():
+                self._bmm.verify_agent(row)
+                return Event("sut_verify_ok")
+            case CheckStorage():
+                self._bmm.check_storage(row)
+                return Event("sut_sdcard_ok")
+            case CheckReady():
+                return self._check_ready(row)
+            case SyncBoot():
+                self._bmm.sync_boot(row)
+                return None
+            case TellRequest(request_id=request_id, claim_id=claim_id, result=result):
+                self._requests.lifeguard_finished(request_id, claim_id, result)
+                return None
+            case _:
+                raise TypeError(f"no such effect: {effect!r}")
+
+    def _note_reboot(self, row: Device) -> None:
+        with self._lock:
+            self._power_cycled[row.id] = self._clock.monotonic()
+
+    def _has_rebooted(self, row: Device) -> bool:
+        """Whether the agent answers from a boot that began after the power cycle.
+
+        Where the agent can't tell its uptime, its answer is enough: the relay was read back, so the power was off.
+        """
+        uptime = self._bmm.agent_uptime(row)
+        with self._lock:
+            cycled = self._power_cycled.get(row.id)
+        if uptime is None or cycled is None:
+            return True
+        return uptime <= self._clock.monotonic() - cycled + OLD_BOOT_MARGIN
+
+    def _check_ready(self, row: Device) -> Event | None:
+        reason = "it does not answer pings"
+        for attempt in range(READY_CHECKS):
+            if attempt:
+                self._clock.sleep(1.0 / self._speed)
+            try:
+                if row.image_id is not None and row.image_has_agent:
+                    self._bmm.verify_agent(row)
+                    return None
+                if self._bmm.ping(row):
+                    return None
+            except HardwareError as error:
+                reason = error.message
+        raise HardwareError(row.name, "check", reason)

@@ -1,0 +1,152 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""What the states of a device share: "please" events, results for the claim, retries."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from mozpool.db import claims
+from mozpool.db.bootconfig import boot_config_hash
+from mozpool.db.devices import Device
+from mozpool.lifeguard.effects import SyncBoot, TellRequest
+from mozpool.statemachine import STAY, Context, State, on
+
+COMPLETE = "complete"
+BAD_IMAGE = "failed-bad-image"
+BAD_DEVICE = "failed-bad-device"
+
+SELF_TEST = "self-test"
+MAINTENANCE = "maintenance"
+
+
+class Reads(Protocol):
+    """What the device machine may look up while it decides, in the transition's transaction."""
+
+    def image_id(self, name: str) -> int | None:
+        """The id of an image, None when there is none of that name."""
+        ...
+
+    def pxe_config_for(self, hardware_type_id: int | None, image_id: int | None) -> str | None:
+        """The name of the PXE config that boots this image on this hardware, None when there is none."""
+        ...
+
+
+DeviceContext = Context[Device]
+
+
+def has_power(device: Device) -> bool:
+    """Whether somebody can cut this device's power."""
+    return bool(device.relay_info) or device.backends.get("power") not in (None, "proxr")
+
+
+def set_image(ctx: DeviceContext, image_id: int | None, boot_config: str | None) -> None:
+    """Note which image the device holds from now on; None = unknown."""
+    known = image_id is not None
+    ctx.set(
+        image_id=image_id,
+        boot_config=boot_config if known else None,
+        boot_config_hash=boot_config_hash(boot_config) if known else None,
+    )
+
+
+def set_next_image(ctx: DeviceContext, image_id: int | None, boot_config: str | None) -> None:
+    """Note which image is being installed; None = none."""
+    ctx.set(next_image_id=image_id, next_boot_config=boot_config)
+
+
+def clear_pxe(ctx: DeviceContext) -> None:
+    """Let the device boot from its own storage from now on.
+
+    The files are looked at even when the row says so already: a crash may have come between the two.
+    """
+    ctx.set(pxe_config=None)
+    ctx.effect(SyncBoot())
+
+
+def finish_operation(ctx: DeviceContext, result: str) -> None:
+    """Store the result of the current operation for its claim, and tell the claim's request.
+
+    Nothing happens when the operation was nobody's, or its holder is gone: an old result must not reach a new holder.
+    """
+    device = ctx.row
+    claim_id = ctx.get("operation_claim_id")
+    if claim_id is None or claim_id != device.claim_id or device.request_id is None:
+        return
+    ctx.also(lambda conn: claims.set_result(conn, claim_id, result))
+    ctx.effect(TellRequest(device.request_id, claim_id, result))
+
+
+def begin_operation(ctx: DeviceContext) -> None:
+    """Note for whom the device works from now on.
+
+    When an operator's "please" takes the device from under an operation of its holder, the holder's request is told.
+    """
+    device = ctx.row
+    claim_id = ctx.args.get("claim_id")
+    holder = device.claim_id
+    if claim_id is None and holder is not None and device.operation_claim_id == holder:
+        if device.imaging_result is None:
+            finish_operation(ctx, BAD_DEVICE)
+    elif claim_id is not None and device.imaging_result is not None:
+        ctx.also(lambda conn: claims.set_result(conn, claim_id, None))
+    ctx.set(operation_claim_id=claim_id)
+
+
+def retry(ctx: DeviceContext, step: str, *, again: str, otherwise: str) -> str:
+    """Count a failure of ``step``: as many as the state's tries are retried, the next one leads to ``otherwise``."""
+    limit = ctx.tries
+    failures = ctx.count(step)
+    if limit is not None and failures > limit:
+        ctx.clear(step)
+        ctx.detail = f"{step} failed {failures} times"
+        ctx.log(f"{step} failed {failures} times: giving up")
+        return otherwise
+    return again
+
+
+class AcceptsBasic(State[Device]):
+    """Accepts the two requests that every resting state accepts."""
+
+    @on("please_self_test", to="start_self_test")
+    def please_self_test(self, ctx: DeviceContext) -> str | None:
+        """Prove the device by a self-test."""
+        begin_operation(ctx)
+        return None
+
+    @on("please_start_maintenance", to="start_maintenance")
+    def please_start_maintenance(self, ctx: DeviceContext) -> str | None:
+        """Boot the maintenance image."""
+        begin_operation(ctx)
+        return None
+
+
+class AcceptsAll(AcceptsBasic):
+    """Accepts also what prepares a device for a request."""
+
+    @on("please_power_cycle", to="pc_power_cycling")
+    def please_power_cycle(self, ctx: DeviceContext) -> str | None:
+        """Cycle the power, boot from the device's own storage and prove it."""
+        begin_operation(ctx)
+        ctx.clear()
+        set_next_image(ctx, None, None)
+        return None
+
+    @on("please_image", to="start_pxe_boot")
+    def please_image(self, ctx: DeviceContext) -> str | None:
+        """Install an image; refused as a bad image when this hardware has no PXE config for it."""
+        begin_operation(ctx)
+        name = str(ctx.args.get("image"))
+        image_id = ctx.reads.image_id(name)
+        if image_id is None or ctx.reads.pxe_config_for(ctx.row.hardware_type_id, image_id) is None:
+            hardware = f"{ctx.row.hardware_type or 'unknown'} {ctx.row.hardware_model or ''}".strip()
+            ctx.log(f"image {name} refused: no PXE config for it on hardware {hardware}")
+            finish_operation(ctx, BAD_IMAGE)
+            return STAY
+        set_next_image(ctx, image_id, _text(ctx.args.get("boot_config")))
+        return None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,168 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The second stages that install an image, each told by its own events."""
+
+from __future__ import annotations
+
+from mozpool.db.devices import Device
+from mozpool.lifeguard.effects import AwaitReboot
+from mozpool.lifeguard.states.base import DeviceContext, retry, set_image
+from mozpool.statemachine import TIMEOUT, State, on
+
+INSTALLED = ("sut_verifying", "pc_pinging")
+
+
+class Installing(State[Device]):
+    """What the steps of an installation share."""
+
+    def after_reboot(self, ctx: DeviceContext) -> str:
+        """The new image proves itself by its agent, where it has one, else by answering pings."""
+        ctx.clear(self.name)
+        return "sut_verifying" if ctx.row.next_image_has_agent else "pc_pinging"
+
+    def downloaded(self, ctx: DeviceContext) -> None:
+        """From here on nobody knows what the device's storage holds."""
+        ctx.clear(self.name)
+        set_image(ctx, None, None)
+
+
+class AndroidDownloading(Installing):
+    """The live image fetches an Android build."""
+
+    name = "android_downloading"
+    timeout = 180
+    tries = 3
+
+    @on("android_extracting", to="android_extracting")
+    def fetched(self, ctx: DeviceContext) -> str | None:
+        """Fetched; now it is written."""
+        self.downloaded(ctx)
+        return None
+
+    @on(TIMEOUT, to=("pxe_power_cycling", "failed_android_downloading"))
+    def timed_out(self, ctx: DeviceContext) -> str | None:
+        """Once more from the power cycle."""
+        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_android_downloading")
+
+
+class AndroidExtracting(Installing):
+    """The live image writes the Android build to the device's storage."""
+
+    name = "android_extracting"
+    timeout = 600
+    tries = 10
+
+    @on("android_rebooting", to=INSTALLED)
+    def rebooting(self, ctx: DeviceContext) -> str | None:
+        """Written; the device boots it now."""
+        return self.after_reboot(ctx)
+
+    @on(TIMEOUT, to=("pxe_power_cycling", "failed_android_extracting"))
+    def timed_out(self, ctx: DeviceContext) -> str | None:
+        """Once more from the power cycle."""
+        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_android_extracting")
+
+
+class B2gDownloading(Installing):
+    """The live image fetches a B2G build."""
+
+    name = "b2g_downloading"
+    timeout = 180
+    tries = 3
+
+    @on("b2g_extracting", to="b2g_extracting")
+    def fetched(self, ctx: DeviceContext) -> str | None:
+        """Fetched; now it is written."""
+        self.downloaded(ctx)
+        return None
+
+    @on(TIMEOUT, to=("pxe_power_cycling", "failed_b2g_downloading"))
+    def timed_out(self, ctx: DeviceContext) -> str | None:
+        """Once more from the power cycle."""
+        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_b2g_downloading")
+
+
+class B2gExtracting(Installing):
+    """The live image writes the B2G build to the device's storage."""
+
+    name = "b2g_extracting"
+    timeout = 300
+    tries = 10
+
+    @on("b2g_rebooting", to=INSTALLED)
+    def rebooting(self, ctx: DeviceContext) -> str | None:
+        """Written; the device boots it now."""
+        return self.after_reboot(ctx)
+
+    @on(TIMEOUT, to=("pxe_power_cycling", "failed_b2g_extracting"))
+    def timed_out(self, ctx: DeviceContext) -> str | None:
+        """Once more from the power cycle."""
+        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_b2g_extracting")
+
+
+class RawDownloading(Installing):
+    """The live image fetches a disk image."""
+
+    name = "raw_downloading"
+    timeout = 180
+    tries = 3
+
+    @on("raw_writing", to="raw_writing")
+    def fetched(self, ctx: DeviceContext) -> str | None:
+        """Fetched; now it is written."""
+        self.downloaded(ctx)
+        return None
+
+    @on(TIMEOUT, to=("pxe_power_cycling", "failed_raw_downloading"))
+    def timed_out(self, ctx: DeviceContext) -> str | None:
+        """Once more from the power cycle."""
+        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_raw_downloading")
+
+
+class RawWriting(Installing):
+    """The live image writes the disk image to the device's storage and checks it."""
+
+    name = "raw_writing"
+    timeout = 600
+    tries = 10
+
+    @on("raw_rebooting", to="raw_rebooting")
+    def rebooting(self, ctx: DeviceContext) -> str | None:
+        """Written and checked."""
+        ctx.clear(self.name)
+        return None
+
+    @on(TIMEOUT, to=("pxe_power_cycling", "failed_raw_writing"))
+    def timed_out(self, ctx: DeviceContext) -> str | None:
+        """Once more from the power cycle."""
+        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_raw_writing")
+
+
+class RawRebooting(Installing):
+    """The disk image was written and the device boots it."""
+
+    name = "raw_rebooting"
+    timeout = 120
+
+    def enter(self, ctx: DeviceContext) -> str | None:
+        """An agent that answers ends the wait: the live image has none."""
+        if ctx.row.next_image_has_agent:
+            ctx.effect(AwaitReboot())
+        return None
+
+    @on("rebooted", TIMEOUT, to=INSTALLED)
+    def over(self, ctx: DeviceContext) -> str | None:
+        """Now the image has to prove itself."""
+        return self.after_reboot(ctx)
+
+
+STATES: tuple[type[State[Device]], ...] = (
+    AndroidDownloading,
+    AndroidExtracting,
+    B2gDownloading,
+    B2gExtracting,
+    RawDownloading,
+    RawWriting,
+    RawRebooting,
+)

@@ -1,0 +1,96 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""How the driver reads and writes devices."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from mozpool.db import devices, history, images
+from mozpool.db.devices import Device
+from mozpool.db.tables import device_history
+from mozpool.logbook import Kind
+from mozpool.statedriver import Change
+
+
+class DeviceReads:
+    """What the device machine may look up (see :class:`mozpool.lifeguard.states.base.Reads`)."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+
+    def image_id(self, name: str) -> int | None:
+        """The id of an image."""
+        image = images.by_name(self._conn, name)
+        return None if image is None else image.id
+
+    def pxe_config_for(self, hardware_type_id: int | None, image_id: int | None) -> str | None:
+        """The name of the PXE config that boots this image on this hardware."""
+        return images.pxe_config_for(self._conn, hardware_type_id, image_id)
+
+
+class DeviceStore:
+    """The devices of one imaging server."""
+
+    kind: Kind = "device"
+
+    def __init__(self, server_id: int) -> None:
+        """``server_id`` is the id of the imaging server that this daemon is."""
+        self._server_id = server_id
+
+    def load(self, conn: Connection, row_id: int) -> Device | None:
+        """The device."""
+        return devices.get(conn, row_id)
+
+    def reads(self, conn: Connection) -> DeviceReads:
+        """Lookups in this transaction."""
+        return DeviceReads(conn)
+
+    def write(self, conn: Connection, row: Device, change: Change) -> bool:
+        """Row and history, if the version is still the same."""
+        if not devices.write(conn, row.id, row.version, change.values(row)):
+            return False
+        history.add(
+            conn,
+            device_history,
+            row.id,
+            now=change.now,
+            source=change.source,
+            path=change.path,
+            event=change.event,
+            version=row.version + 1,
+            claim_id=change.claim_id,
+            token=change.token,
+            detail=change.detail,
+        )
+        return True
+
+    def took_place(self, conn: Connection, row: Device, change: Change) -> bool:
+        """Whether the row, or its history, carries the change's token."""
+        found = devices.version_and_token(conn, row.id)
+        if found == (row.version + 1, change.token):
+            return True
+        return history.has_token(conn, device_history, row.id, row.version + 1, change.token)
+
+    def due(self, conn: Connection, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
+        """This server's devices with a deadline before ``before``."""
+        return devices.due(conn, self._server_id, before, limit)
+
+    def expiry(self, row: Device) -> tuple[str, datetime] | None:
+        """Devices don't expire."""
+        return None
+
+    def postpone(self, conn: Connection, row_id: int, attempt: int, deadline: datetime | None) -> bool:
+        """Move the deadline of an attempt."""
+        return devices.postpone(conn, row_id, attempt, deadline)
+
+    def is_ours(self, row: Device) -> bool:
+        """Each imaging server acts on its own devices only."""
+        return row.imaging_server_id == self._server_id
+
+    def claim_of(self, row: Device) -> int | None:
+        """Who has the device."""
+        return row.claim_id

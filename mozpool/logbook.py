@@ -1,0 +1,111 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The logs of devices and requests: to the process's log at once, to the database in batches.
+
+Free-text lines may be late or, when the database stays away for long, dropped (their number is logged); the history
+of states is written elsewhere, in the transitions themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from datetime import datetime
+from typing import Literal
+
+from mozpool.clock import Clock
+from mozpool.db import logs
+from mozpool.db.engine import Database
+from mozpool.db.tables import device_logs, request_logs
+from mozpool.errors import DatabaseAway
+
+log = logging.getLogger("mozpool.logbook")
+
+Kind = Literal["device", "request"]
+_TABLES = {"device": device_logs, "request": request_logs}
+
+FLUSH_INTERVAL = 0.25
+"""Seconds between two batches."""
+BATCH = 500
+LIMIT = 50_000
+"""Lines kept in memory while the database is away."""
+
+
+class Logbook:
+    """Takes lines from any thread; one thread of its own writes them."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        """The thread starts with :meth:`start`; without it, :meth:`flush` writes what has come together."""
+        self._database = database
+        self._clock = clock
+        self._lines: deque[tuple[Kind, int, datetime, str, str]] = deque()
+        self._dropped = 0
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, kind: Kind, row_id: int, name: str, source: str, message: str, level: int = logging.INFO) -> None:
+        """Note a line for the device or request with this id; ``name`` is what the process's log calls it."""
+        logging.getLogger(f"mozpool.{kind}").log(level, "%s: %s", name, message)
+        with self._lock:
+            if len(self._lines) >= LIMIT:
+                self._lines.popleft()
+                self._dropped += 1
+            self._lines.append((kind, row_id, self._clock.now(), source, message))
+
+    def flush(self) -> None:
+        """Write all lines that have come together. Raises DatabaseAway; the lines are kept then."""
+        with self._writing:
+            while True:
+                with self._lock:
+                    batch = [self._lines[i] for i in range(min(BATCH, len(self._lines)))]
+                if not batch:
+                    return
+                self._database.run(lambda conn, batch=batch: self._write(conn, batch))  # type: ignore[misc]
+                with self._lock:
+                    for line in batch:
+                        # Lines may have been dropped at the left end while the batch was being written.
+                        if self._lines and self._lines[0] is line:
+                            self._lines.popleft()
+
+    @staticmethod
+    def _write(conn: object, batch: list[tuple[Kind, int, datetime, str, str]]) -> None:
+        for kind, table in _TABLES.items():
+            lines = [line[1:] for line in batch if line[0] == kind]
+            logs.add_many(conn, table, lines)  # type: ignore[arg-type]
+
+    def start(self) -> None:
+        """Write from a thread from now on."""
+        self._thread = threading.Thread(target=self._run, name="logbook", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(FLUSH_INTERVAL):
+            try:
+                self.flush()
+                with self._lock:
+                    dropped, self._dropped = self._dropped, 0
+                if dropped:
+                    log.warning("%d log lines were dropped while the database was away", dropped)
+            except DatabaseAway as error:
+                log.debug("log lines are kept: %s", error)
+                self._stop.wait(1.0)
+            except Exception:
+                # A line that the database refuses must not hold up all others for ever.
+                log.exception("a batch of log lines could not be written and is dropped")
+                with self._lock:
+                    for _ in range(min(BATCH, len(self._lines))):
+                        self._lines.popleft()
+
+    def stop(self) -> None:
+        """Write what is left, if the database is there, and end the thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(5)
+        try:
+            self.flush()
+        except DatabaseAway as error:
+            log.warning("the last log lines are lost: %s", error)

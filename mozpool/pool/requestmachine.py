@@ -1,0 +1,370 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""MozPool's state machine: the lifetime of a request, from the queue to the return of its device."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from mozpool.db import claims
+from mozpool.db.requests import Request
+from mozpool.pool.criteria import Criteria
+from mozpool.pool.effects import AskLifeguard, CallBack, TellRelease
+from mozpool.statemachine import STAY, TIMEOUT, Context, Machine, State, Tuning, entry, on, when
+
+COMPLETE = "complete"
+BAD_IMAGE = "failed-bad-image"
+
+SHUFFLE_RANGE = 2**31
+"""Devices are drawn at random by a number below this, which each gets anew when it becomes free."""
+
+NAMED_DEVICE_TRIES = 2
+"""How often a request for a named device that has lost it looks for it again when it may not queue."""
+
+
+class Reads(Protocol):
+    """What the request machine may look up while it decides, in the transition's transaction."""
+
+    def device_state(self, name: str) -> str | None:
+        """The state of a device, None when there is none of that name."""
+        ...
+
+    def has_equal_image(self, request: Request) -> bool:
+        """Whether the claimed device already holds the wanted image with an equal boot config."""
+        ...
+
+    @property
+    def verify_on_return(self) -> bool:
+        """Whether a returned device is proven at once."""
+        ...
+
+
+RequestContext = Context[Request]
+
+
+def give_up_device(ctx: RequestContext, reason: str) -> None:
+    """Release the claim in this transaction; who waits for the device is served right after it."""
+    request = ctx.row
+    claim_id, device_id, device = request.claim_id, request.device_id, request.device
+    if claim_id is None or device_id is None or device is None:
+        return
+    now, shuffle, verify = ctx.now, ctx.rng.randrange(SHUFFLE_RANGE), ctx.reads.verify_on_return
+    ctx.also(
+        lambda conn: claims.release(
+            conn, claim_id=claim_id, device_id=device_id, now=now, reason=reason, shuffle=shuffle, verify=verify
+        )
+    )
+    ctx.log(f"gave up device {device}: {reason}")
+    if request.device_state == "maintenance_mode" or verify:
+        ctx.effect(TellRelease(device_id, device, request.device_server or "", claim_id))
+
+
+def end(ctx: RequestContext, reason: str) -> None:
+    """What every end state does: give the device back and tell the client."""
+    give_up_device(ctx, reason)
+    ctx.set(reason=reason)
+    ctx.detail = reason
+    call_back(ctx, "closed")
+
+
+def call_back(ctx: RequestContext, state: str) -> None:
+    """Tell the client's ``callback_url``, when it gave one."""
+    if ctx.row.callback_url:
+        ctx.effect(CallBack(ctx.row.callback_url, state))
+
+
+class Open(State[Request]):
+    """What all states share that are not end states: the request can be returned, and it expires."""
+
+    @on("close", to="closed")
+    def close(self, ctx: RequestContext) -> str | None:
+        """Its client gave it back."""
+        end(ctx, "returned")
+        return None
+
+    @on("expire", to="closed")
+    def expire(self, ctx: RequestContext) -> str | None:
+        """Its time is over."""
+        end(ctx, "expired")
+        return None
+
+
+class New(Open):
+    """The request was stored and has not looked for a device yet."""
+
+    name = "new"
+    forced_only = True
+    find_device = when("find_device", to="finding_device")
+
+
+class FindingDevice(Open):
+    """The request waits in the queue for a free device that matches it."""
+
+    name = "finding_device"
+    timeout = 10
+    tries = 60
+    """For any device; with an own ``wait``, as many as fit into it."""
+
+    @entry(to="failed_bad_device")
+    def enter(self, ctx: RequestContext) -> str | None:
+        """The matching function does the looking; a device that failed needs no waiting for."""
+        request = ctx.row
+        if request.criteria is None:
+            ctx.set(criteria=Criteria.of(request).key)
+        if request.wants_named_device and _has_failed(ctx):
+            return _fail(ctx, "failed_bad_device", f"device {request.requested_device} has failed")
+        left = request.wait / ctx.speed - ctx.counters.get(self.name, 0) * ctx.limit
+        if 0 < left < ctx.limit:
+            ctx.within(left)
+        return None
+
+    @on("device_found", to="contact_lifeguard")
+    def device_found(self, ctx: RequestContext) -> str | None:
+        """Claim it, in this same transaction."""
+        request, now, args = ctx.row, ctx.now, ctx.args
+        ctx.clear(self.name)
+        ctx.set(reason=None)
+        ctx.also(
+            lambda conn: claims.take(
+                conn,
+                request_id=request.id,
+                device_id=args["device_id"],
+                device_version=args["device_version"],
+                now=now,
+            )
+        )
+        ctx.log(f"found device {args['device']}")
+        return None
+
+    @on("do_not_wait", to=("closed", "failed_device_not_found"))
+    def do_not_wait(self, ctx: RequestContext) -> str | None:
+        """Nothing is free and the client does not want to queue."""
+        if ctx.row.wants_named_device:
+            end(ctx, str(ctx.args.get("reason") or f"device {ctx.row.requested_device} is taken"))
+            return "closed"
+        return _fail(ctx, "failed_device_not_found", str(ctx.args.get("reason") or "no matching device is free"))
+
+    @on(TIMEOUT, to=("finding_device", "failed_device_not_found", "failed_device_busy", "failed_bad_device"))
+    def timed_out(self, ctx: RequestContext) -> str | None:
+        """Stay in the queue as long as the client is willing to wait."""
+        request = ctx.row
+        tries = ctx.count(self.name)
+        if tries < self._limit(ctx):
+            return self.name
+        waited = f"no matching device became free within {request.wait} s"
+        if request.wants_named_device:
+            if ctx.reads.device_state(request.requested_device) is None:
+                return _fail(ctx, "failed_device_not_found", f"device {request.requested_device} is gone")
+            return _fail(ctx, "failed_device_busy", f"device {request.requested_device} is taken")
+        return _fail(ctx, "failed_device_not_found", waited)
+
+    def _limit(self, ctx: RequestContext) -> int:
+        """How many time limits may pass: the old numbers unless the client said how long it waits."""
+        wait = ctx.row.wait
+        if ctx.row.wants_named_device and wait == 0:
+            return NAMED_DEVICE_TRIES
+        if wait == 600 and ctx.tries is not None:
+            return ctx.tries
+        return max(1, math.ceil(wait / ctx.speed / ctx.limit - 1e-9))
+
+
+def _has_failed(ctx: RequestContext) -> bool:
+    state = ctx.reads.device_state(ctx.row.requested_device)
+    return state is not None and str(state).startswith("failed_")
+
+
+def _fail(ctx: RequestContext, state: str, reason: str) -> str:
+    """Go to a failed state, for a reason that the client can read."""
+    give_up_device(ctx, reason)
+    ctx.set(reason=reason)
+    ctx.detail = reason
+    ctx.log(f"failed: {reason}")
+    call_back(ctx, state)
+    return state
+
+
+class ContactLifeguard(Open):
+    """A device was found and claimed; LifeGuard is about to be asked to prepare it."""
+
+    name = "contact_lifeguard"
+    timeout = 0
+    go_on = when(TIMEOUT, to="contacting_lifeguard")
+
+
+class WithDevice(Open):
+    """What the states share in which LifeGuard prepares the claimed device."""
+
+    def finished(self, ctx: RequestContext, result: str | None) -> str:
+        """Where an imaging result leads."""
+        request = ctx.row
+        if result == COMPLETE:
+            return "ready"
+        if result == BAD_IMAGE:
+            if ctx.count("bad_image") >= 2:
+                return _fail(ctx, "failed_bad_image", f"image {request.image} could not be installed")
+            give_up_device(ctx, f"image {request.image} could not be installed on it")
+            return "finding_device"
+        if request.wants_named_device:
+            return _fail(ctx, "failed_bad_device", f"device {request.device} failed while it was prepared")
+        give_up_device(ctx, "it failed while it was prepared")
+        return "finding_device"
+
+    @on(
+        "lifeguard_finished",
+        to=("ready", "finding_device", "failed_bad_image", "failed_bad_device"),
+    )
+    def lifeguard_finished(self, ctx: RequestContext) -> str | None:
+        """LifeGuard says how it ended; an answer that was meant for an earlier claim is none."""
+        claim_id = ctx.args.get("claim_id")
+        if claim_id is not None and claim_id != ctx.row.claim_id:
+            return STAY
+        result = ctx.args.get("imaging_result")
+        if result not in (COMPLETE, BAD_IMAGE, "failed-bad-device"):
+            return STAY
+        return self.finished(ctx, result)
+
+
+class ContactingLifeguard(WithDevice):
+    """LifeGuard is being asked to prepare the device."""
+
+    name = "contacting_lifeguard"
+    timeout = 30
+    tries = 5
+
+    @entry(to="finding_device")
+    def enter(self, ctx: RequestContext) -> str | None:
+        """Ask, unless the device left ``ready`` by itself in the meantime."""
+        request = ctx.row
+        if request.claim_id is None or request.device is None or request.device_id is None:
+            ctx.log("the claimed device is gone")
+            return "finding_device"
+        mine = request.device_operation_claim_id == request.claim_id
+        if request.device_state != "ready" and not mine:
+            give_up_device(ctx, f"it went to {request.device_state} before it could be prepared")
+            return "finding_device"
+        event, args = "please_image", {"image": request.image, "boot_config": request.boot_config or "{}"}
+        if request.image_can_reuse and ctx.reads.has_equal_image(request):
+            event, args = "please_power_cycle", {}
+        ctx.effect(
+            AskLifeguard(
+                request.device_id, request.device, request.device_server or "", request.claim_id, event, args
+            )
+        )
+        return None
+
+    @on("lifeguard_contacted", to="pending")
+    def lifeguard_contacted(self, ctx: RequestContext) -> str | None:
+        """LifeGuard has taken over."""
+        ctx.clear(self.name)
+        return None
+
+    @on("device_left", to="finding_device")
+    def device_left(self, ctx: RequestContext) -> str | None:
+        """LifeGuard refused: the device is not free for us any more."""
+        give_up_device(ctx, str(ctx.args.get("reason") or "LifeGuard refused"))
+        return None
+
+    @on(TIMEOUT, to=("contacting_lifeguard", "failed_device_not_found"))
+    def timed_out(self, ctx: RequestContext) -> str | None:
+        """Again, until the tries are used up."""
+        if ctx.tries is not None and ctx.count(self.name) >= ctx.tries:
+            server = ctx.row.device_server
+            return _fail(ctx, "failed_device_not_found", f"imaging server {server} could not be reached")
+        return self.name
+
+
+class Pending(WithDevice):
+    """LifeGuard is preparing the device."""
+
+    name = "pending"
+    timeout = 60
+    tries = 20
+
+    @entry(to=("ready", "finding_device", "failed_bad_image", "failed_bad_device"))
+    def enter(self, ctx: RequestContext) -> str | None:
+        """The result may be there already: a message that was lost is made good for here."""
+        if ctx.row.imaging_result is not None and ctx.row.device_operation_claim_id == ctx.row.claim_id:
+            return self.finished(ctx, ctx.row.imaging_result)
+        return None
+
+    @on(TIMEOUT, to=("pending", "finding_device"))
+    def timed_out(self, ctx: RequestContext) -> str | None:
+        """Ask for another device when this one takes too long; a named one is waited for."""
+        if ctx.row.claim_id is None:
+            return "finding_device"
+        enough = ctx.tries is not None and ctx.count(self.name) >= ctx.tries
+        if enough and not ctx.row.wants_named_device and ctx.row.imaging_result is None:
+            ctx.clear(self.name)
+            give_up_device(ctx, "it took too long to prepare")
+            return "finding_device"
+        return self.name
+
+
+class Ready(Open):
+    """The device was proven to work and is its holder's until the request is returned or expires."""
+
+    name = "ready"
+
+    def enter(self, ctx: RequestContext) -> str | None:
+        """Tell the client."""
+        ctx.clear()
+        ctx.log(f"device {ctx.row.device} is ready")
+        call_back(ctx, self.name)
+        return None
+
+
+class FailedDeviceNotFound(State[Request]):
+    """No matching device became free in time, or its imaging server could not be reached."""
+
+    name = "failed_device_not_found"
+    end = True
+
+
+class FailedDeviceBusy(State[Request]):
+    """The device that was asked for by name is somebody else's."""
+
+    name = "failed_device_busy"
+    end = True
+
+
+class FailedBadDevice(State[Request]):
+    """The device that was asked for by name has failed."""
+
+    name = "failed_bad_device"
+    end = True
+
+
+class FailedBadImage(State[Request]):
+    """The image could not be installed."""
+
+    name = "failed_bad_image"
+    end = True
+
+
+class Closed(State[Request]):
+    """The request was returned or expired; its device is free again."""
+
+    name = "closed"
+    end = True
+
+
+STATES: tuple[type[State[Request]], ...] = (
+    New,
+    FindingDevice,
+    ContactLifeguard,
+    ContactingLifeguard,
+    Pending,
+    Ready,
+    FailedDeviceNotFound,
+    FailedDeviceBusy,
+    FailedBadDevice,
+    FailedBadImage,
+    Closed,
+)
+
+
+def request_machine(tuning: Tuning | None = None) -> Machine[Request]:
+    """Build the machine; ``tuning`` changes its time limits and numbers of tries."""
+    return Machine("request", STATES, unknown="closed", tuning=tuning)

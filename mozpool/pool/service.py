@@ -1,0 +1,346 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""MozPool as the API uses it: making, renewing and returning requests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from mozpool.clock import Clock
+from mozpool.db import devices, history, images, requests
+from mozpool.db.engine import Database
+from mozpool.db.requests import Request
+from mozpool.db.tables import request_history
+from mozpool.errors import BadInput, NotFound, Unprocessable
+from mozpool.pool.allocation import Matcher, Waiting, explain, queue_key
+from mozpool.pool.criteria import ANY, Criteria
+from mozpool.statedriver import Driver, Outcome
+
+DEFAULT_WAIT_NAMED = 0
+"""Seconds that a request for a named device queues unless it says otherwise: not at all."""
+
+RECHECK = 1.0
+"""Seconds between two looks of a long poll at the database: another server may have changed the request."""
+
+
+@dataclass(frozen=True)
+class NewRequest:
+    """What a client asks for, checked for form but not yet against the pool."""
+
+    device: str
+    assignee: str
+    duration: float
+    """Seconds that the device is wanted for, from now."""
+    image: str
+    environment: str = ANY
+    boot_config: Mapping[str, Any] = field(default_factory=dict)
+    """All keys that came with the call; those that the image wants are taken."""
+    wait: int | None = None
+    priority: int = 0
+    hardware_type: str | None = None
+    hardware_model: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    callback_url: str | None = None
+    idempotency_key: str | None = None
+
+    def digest(self) -> str:
+        """Equal for equal calls."""
+        parts = [
+            self.device,
+            self.assignee,
+            self.duration,
+            self.image,
+            self.environment,
+            sorted((key, value) for key, value in self.boot_config.items() if value is not None),
+            self.wait,
+            self.priority,
+            self.hardware_type,
+            self.hardware_model,
+            sorted(self.labels.items()),
+            self.callback_url,
+        ]
+        return hashlib.sha1(json.dumps(parts, default=str).encode(), usedforsecurity=False).hexdigest()
+
+
+class MozPool:
+    """All that clients may ask about requests. Methods may be called from any thread; they raise DatabaseAway."""
+
+    def __init__(
+        self,
+        driver: Driver[Request],
+        matcher: Matcher,
+        database: Database,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        server_id: int,
+        priority_interval: float = 60.0,
+        default_wait: int = 600,
+        max_duration: int = 0,
+        speed: float = 1.0,
+    ) -> None:
+        """``server_id``: this imaging server, which serves the requests that are made on it."""
+        self.driver = driver
+        self.matcher = matcher
+        self._database = database
+        self._clock = clock
+        self._rng = rng
+        self._server_id = server_id
+        self._interval = priority_interval
+        self._default_wait = default_wait
+        self._max_duration = max_duration
+        self._speed = speed
+        self.changes = Changes(clock)
+        driver.observers.append(self.changes.saw)
+
+    # Making
+
+    def create(self, new: NewRequest) -> Request:
+        """Store a request, match the queue, and answer the request as it is then.
+
+        A request that neither got a device nor may queue has ended when this returns.
+        Raises BadInput, NotFound, Unprocessable (nothing is stored then), DatabaseAway.
+        """
+        with self._database.read() as conn:
+            repeated = self._repeated(conn, new)
+            values = {} if repeated else self._values(conn, new)
+        if repeated:
+            return repeated
+        try:
+            request_id = self._database.run(lambda conn: self._store(conn, values))
+        except IntegrityError:
+            # The same Idempotency-Key came twice at the same time.
+            with self._database.read() as conn:
+                repeated = self._repeated(conn, new)
+            if repeated is None:
+                raise
+            return repeated
+        name = f"request {request_id}"
+        self.driver.logbook.add(
+            "request", request_id, name, "mozpool", f"{new.assignee} wants {self._criteria(values).describe()}"
+        )
+        self.matcher.match()
+        request = self.get(request_id)
+        if request.state == requests.QUEUED:
+            if request.wait == 0:
+                with self._database.read() as conn:
+                    reason = explain(conn, request).reason
+                self.driver.handle(request_id, "do_not_wait", {"reason": reason})
+                return self.get(request_id)
+            assert request.state_timeout is not None
+            self.driver.watch(request_id, min(request.state_timeout, request.expires))
+        return request
+
+    def _repeated(self, conn: Connection, new: NewRequest) -> Request | None:
+        if new.idempotency_key is None:
+            return None
+        found = requests.by_idempotency_key(conn, new.idempotency_key)
+        if found is not None and found.body_hash != new.digest():
+            raise Unprocessable(
+                f"Idempotency-Key: {new.idempotency_key!r} was used before with another body (request {found.id})",
+                field="Idempotency-Key",
+            )
+        return found
+
+    def _values(self, conn: Connection, new: NewRequest) -> dict[str, Any]:
+        image = images.by_name(conn, new.image)
+        if image is None:
+            raise NotFound(f"image: there is no image {new.image!r}", field="image")
+        if new.device != ANY and devices.key_by_name(conn, new.device) is None:
+            raise NotFound(f"there is no device {new.device}", field="device")
+        if self._max_duration and new.duration > self._max_duration:
+            raise BadInput.value("duration", new.duration, f"at most {self._max_duration} seconds")
+        for key in image.boot_config_keys:
+            if new.boot_config.get(key) is None:
+                raise BadInput(f"{key}: is missing, image {image.name} needs it", field=key)
+        boot_config = {key: new.boot_config[key] for key in image.boot_config_keys}
+        now = self._clock.now()
+        wait = new.wait
+        if wait is None:
+            wait = self._default_wait if new.device == ANY else DEFAULT_WAIT_NAMED
+        limit = self.driver.machine.timeout_of(requests.QUEUED) or 10.0
+        first_look = min(limit, wait / self._speed) if wait else limit
+        values: dict[str, Any] = {
+            "imaging_server_id": self._server_id,
+            "requested_device": new.device,
+            "assignee": new.assignee,
+            "created": now,
+            "expires": now + timedelta(seconds=new.duration),
+            "image_id": image.id,
+            "boot_config": json.dumps(boot_config),
+            "state": requests.QUEUED,
+            "state_counters": "{}",
+            "state_timeout": now + timedelta(seconds=first_look),
+            "state_since": now,
+            "token": f"{self._rng.getrandbits(128):032x}",
+            "environment": new.environment,
+            "hardware_type": new.hardware_type,
+            "hardware_model": new.hardware_model,
+            "labels": json.dumps(dict(new.labels), sort_keys=True) if new.labels else None,
+            "priority": new.priority,
+            "wait": wait,
+            "queue_key": queue_key(now, new.priority, self._interval),
+            "callback_url": new.callback_url,
+            "idempotency_key": new.idempotency_key,
+            "body_hash": new.digest(),
+        }
+        values["criteria"] = self._criteria(values).key
+        return values
+
+    @staticmethod
+    def _criteria(values: Mapping[str, Any]) -> Criteria:
+        return Criteria(
+            device=values["requested_device"],
+            environment=values["environment"],
+            hardware_type=values["hardware_type"],
+            hardware_model=values["hardware_model"],
+            labels=json.loads(values["labels"] or "{}"),
+            image_id=values["image_id"],
+        )
+
+    def _store(self, conn: Connection, values: Mapping[str, Any]) -> int:
+        request_id = requests.add(conn, values)
+        history.add(
+            conn,
+            request_history,
+            request_id,
+            now=values["created"],
+            source="new",
+            path=(requests.QUEUED,),
+            event="created",
+            version=0,
+            claim_id=None,
+            token=values["token"],
+            detail=None,
+        )
+        return request_id
+
+    # Reading
+
+    def get(self, request_id: int) -> Request:
+        """The request. Raises NotFound."""
+        with self._database.read() as conn:
+            found = requests.get(conn, request_id)
+        if found is None:
+            raise NotFound(f"there is no request {request_id}", field="request")
+        return found
+
+    def waiting(self, request: Request) -> Waiting | None:
+        """Why a request waits, and its place in the queue; None when it does not wait."""
+        if request.state != requests.QUEUED:
+            return None
+        with self._database.read() as conn:
+            return explain(conn, request)
+
+    def wait_for_change(self, request_id: int, state: str, seconds: float) -> Request:
+        """The request as soon as its state is no longer ``state``, at the latest after so many seconds.
+
+        Raises NotFound.
+        """
+        return self.changes.wait(request_id, lambda: self.get(request_id), lambda found: found.state != state, seconds)
+
+    def wait_for_device(self, request_id: int, seconds: float) -> Request:
+        """The request as soon as it has a device or has ended, at the latest after so many seconds."""
+
+        def settled(found: Request) -> bool:
+            return found.claim_id is not None or not found.is_open
+
+        return self.changes.wait(request_id, lambda: self.get(request_id), settled, seconds)
+
+    # Changing
+
+    def renew(self, request_id: int, duration: float) -> None:
+        """Let the request expire in so many seconds from now. Raises NotFound, BadInput; Unprocessable when it ended."""
+        if self._max_duration and duration > self._max_duration:
+            raise BadInput.value("duration", duration, f"at most {self._max_duration} seconds")
+        expires = self._clock.now() + timedelta(seconds=duration)
+        if not self._database.run(lambda conn: requests.set_expires(conn, request_id, expires)):
+            request = self.get(request_id)
+            raise Unprocessable(f"request {request_id} has ended ({request.state}) and can't be renewed")
+        self.driver.logbook.add(
+            "request", request_id, f"request {request_id}", "mozpool", f"renewed until {expires:%Y-%m-%d %H:%M:%S}"
+        )
+        self.driver.wake(request_id)
+
+    def give_back(self, request_id: int) -> None:
+        """Close a request; nothing changes when it has ended already. Raises NotFound."""
+        outcome = self.driver.handle(request_id, "close")
+        if outcome.status == "gone":
+            raise NotFound(f"there is no request {request_id}", field="request")
+        if not outcome.accepted:
+            self._database.run(lambda conn: requests.acknowledge(conn, request_id, self._clock.now()))
+
+    def event(self, request_id: int, event: str, args: Mapping[str, Any] | None = None) -> Outcome[Request]:
+        """Hand an event to a request's state machine; one that its state does not expect is ignored and logged.
+
+        Raises NotFound.
+        """
+        outcome = self.driver.handle(request_id, event, args)
+        if outcome.status == "gone":
+            raise NotFound(f"there is no request {request_id}", field="request")
+        if outcome.status == "ignored" and outcome.row is not None:
+            self.driver.logbook.add(
+                "request",
+                request_id,
+                outcome.row.name,
+                "mozpool",
+                f"ignored event {event[:64]} in state {outcome.row.state}",
+            )
+        return outcome
+
+
+class Changes:
+    """Wakes long polls up when the request they wait for has changed on this server."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting: dict[int, list[threading.Event]] = {}
+
+    def saw(self, outcome: Outcome[Request]) -> None:
+        """A request changed (an observer of the driver)."""
+        if outcome.row is None or outcome.status != "moved":
+            return
+        with self._lock:
+            events = self._waiting.get(outcome.row.id, ())
+            for event in events:
+                event.set()
+
+    @property
+    def waiting(self) -> int:
+        """How many long polls wait now."""
+        with self._lock:
+            return sum(len(events) for events in self._waiting.values())
+
+    def wait(
+        self, request_id: int, look: Callable[[], Request], enough: Callable[[Request], bool], seconds: float
+    ) -> Request:
+        """Answer ``look()`` as soon as it is ``enough``, at the latest after so many seconds."""
+        end = self._clock.monotonic() + seconds
+        event = threading.Event()
+        with self._lock:
+            self._waiting.setdefault(request_id, []).append(event)
+        try:
+            while True:
+                event.clear()
+                found = look()
+                left = end - self._clock.monotonic()
+                if enough(found) or left <= 0:
+                    return found
+                self._clock.wait(event, min(left, RECHECK))
+        finally:
+            with self._lock:
+                self._waiting[request_id].remove(event)
+                if not self._waiting[request_id]:
+                    del self._waiting[request_id]

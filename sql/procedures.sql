@@ -1,0 +1,113 @@
+-- This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+-- If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+-- The procedures of a MySQL or MariaDB database, of any name. A statement ends with a line that holds only two slashes;
+-- the migrations rely on that, and DELIMITER tells the command-line client. Comments stay outside of the procedures:
+-- some clients leave them out, and `mozpool-db check` compares the texts.
+--
+-- The log tables have one partition a day (UTC), named p and its upper bound in seconds since 1970.
+
+DELIMITER //
+
+-- Partition a table from days_past days ago to days_future days ahead; the first partition takes all that is older.
+DROP PROCEDURE IF EXISTS init_log_partitions
+//
+CREATE PROCEDURE init_log_partitions(log_table VARCHAR(64), days_past INT, days_future INT)
+BEGIN
+    DECLARE today BIGINT DEFAULT UNIX_TIMESTAMP() DIV 86400 * 86400;
+    DECLARE bound BIGINT DEFAULT today - (days_past - 1) * 86400;
+    DECLARE parts MEDIUMTEXT DEFAULT '';
+    WHILE bound <= today + (days_future + 1) * 86400 DO
+        SET parts = CONCAT(parts, IF(parts = '', '', ', '), 'PARTITION p', bound, ' VALUES LESS THAN (', bound, ')');
+        SET bound = bound + 86400;
+    END WHILE;
+    SET @mozpool_statement = CONCAT(
+        'ALTER TABLE `', REPLACE(log_table, '`', '``'), '` PARTITION BY RANGE (UNIX_TIMESTAMP(ts)) (', parts, ')');
+    PREPARE mozpool_statement FROM @mozpool_statement;
+    EXECUTE mozpool_statement;
+    DEALLOCATE PREPARE mozpool_statement;
+END
+//
+
+-- Move the window: first add what is missing up to days_future days ahead, then drop what is older than days_past days.
+-- When nobody called for long, the first new partition bridges what lies more than two weeks back.
+DROP PROCEDURE IF EXISTS update_log_partitions
+//
+CREATE PROCEDURE update_log_partitions(log_table VARCHAR(64), days_past INT, days_future INT)
+BEGIN
+    DECLARE today BIGINT DEFAULT UNIX_TIMESTAMP() DIV 86400 * 86400;
+    DECLARE oldest BIGINT DEFAULT today - days_past * 86400;
+    DECLARE bound BIGINT;
+    DECLARE parts MEDIUMTEXT DEFAULT '';
+    DECLARE old_part VARCHAR(64);
+    SELECT GREATEST(MAX(CAST(partition_description AS SIGNED)), oldest, today - 14 * 86400) + 86400 INTO bound
+        FROM information_schema.partitions
+        WHERE table_schema = DATABASE() AND table_name = log_table AND partition_name IS NOT NULL;
+    WHILE bound <= today + (days_future + 1) * 86400 DO
+        SET parts = CONCAT(parts, IF(parts = '', '', ', '), 'PARTITION p', bound, ' VALUES LESS THAN (', bound, ')');
+        SET bound = bound + 86400;
+    END WHILE;
+    IF parts <> '' THEN
+        SET @mozpool_statement = CONCAT('ALTER TABLE `', REPLACE(log_table, '`', '``'), '` ADD PARTITION (', parts, ')');
+        PREPARE mozpool_statement FROM @mozpool_statement;
+        EXECUTE mozpool_statement;
+        DEALLOCATE PREPARE mozpool_statement;
+    END IF;
+    drop_old: LOOP
+        SET old_part = (
+            SELECT MIN(partition_name) FROM information_schema.partitions
+            WHERE table_schema = DATABASE() AND table_name = log_table AND partition_name IS NOT NULL
+                AND CAST(partition_description AS SIGNED) <= oldest);
+        IF old_part IS NULL THEN
+            LEAVE drop_old;
+        END IF;
+        SET @mozpool_statement = CONCAT('ALTER TABLE `', REPLACE(log_table, '`', '``'), '` DROP PARTITION ', old_part);
+        PREPARE mozpool_statement FROM @mozpool_statement;
+        EXECUTE mozpool_statement;
+        DEALLOCATE PREPARE mozpool_statement;
+    END LOOP;
+END
+//
+
+-- To be called once a day: 14 days of logs are kept, one day ahead is prepared; requests go a week after they expired,
+-- unless they still hold a device.
+DROP PROCEDURE IF EXISTS dbcron
+//
+CREATE PROCEDURE dbcron()
+BEGIN
+    CALL update_log_partitions('device_logs', 14, 1);
+    CALL update_log_partitions('request_logs', 14, 1);
+    DELETE FROM requests
+        WHERE expires < UTC_TIMESTAMP() - INTERVAL 7 DAY
+            AND NOT EXISTS (SELECT 1 FROM device_requests WHERE device_requests.request_id = requests.id);
+END
+//
+
+-- For rsyslog: a line that a device logged. Lines of unknown devices are dropped; a time that is none, or that no
+-- partition is kept for, becomes now.
+DROP PROCEDURE IF EXISTS insert_device_log_entry
+//
+CREATE PROCEDURE insert_device_log_entry(device VARCHAR(255), logged_at VARCHAR(64), log_source VARCHAR(255), log_message TEXT)
+BEGIN
+    DECLARE logged_by INT UNSIGNED DEFAULT (SELECT id FROM devices WHERE name = SUBSTRING_INDEX(device, '.', 1));
+    DECLARE moment DATETIME DEFAULT NULL;
+    IF logged_by IS NOT NULL THEN
+        BEGIN
+            DECLARE CONTINUE HANDLER FOR 1292 SET moment = NULL;
+            SET moment = CAST(logged_at AS DATETIME);
+        END;
+        IF moment IS NULL OR moment < NOW() - INTERVAL 14 DAY THEN
+            SET moment = NOW();
+        END IF;
+        BEGIN
+            DECLARE CONTINUE HANDLER FOR 1292, 1526
+                INSERT INTO device_logs (device_id, ts, source, message)
+                    VALUES (logged_by, NOW(), LEFT(log_source, 32), TRIM(log_message));
+            INSERT INTO device_logs (device_id, ts, source, message)
+                VALUES (logged_by, moment, LEFT(log_source, 32), TRIM(log_message));
+        END;
+    END IF;
+END
+//
+
+DELIMITER ;

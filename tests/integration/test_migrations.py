@@ -1,0 +1,613 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The schema: made new, upgraded from a 4.2.1 database with data, compared, and the procedures at work."""
+
+import re
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+
+from mozpool import resources
+from mozpool.db import schema
+from mozpool.db.bootconfig import boot_config_hash
+from mozpool.db.engine import Database
+from mozpool.db.tables import metadata
+from tests.conftest import open_database
+from tests.mariadb import MariaDB
+
+mysql = pytest.mark.mysql
+
+LONG_FQDN = "x" * 236 + ".mozilla.example.com"
+
+ROWS: dict[str, list[dict[str, object]]] = {
+    "imaging_servers": [
+        {"id": 1, "fqdn": "mobile-imaging-001.p1.releng.example.com"},
+        {"id": 2, "fqdn": "mobile-imaging-002.p2.releng.example.com"},
+    ],
+    "pxe_configs": [
+        {"id": 1, "name": "b2g", "description": "Für Böards", "contents": "100 % of %IPADDRESS%", "active": 1},
+        {"id": 3, "name": "old", "description": "", "contents": "", "active": 0},
+    ],
+    "images": [
+        {"id": 1, "name": "b2g", "boot_config_keys": '["b2gbase"]', "can_reuse": 1, "hidden": 0, "has_sut_agent": 1},
+        {"id": 4, "name": "self-test", "boot_config_keys": "[]", "can_reuse": 0, "hidden": 1, "has_sut_agent": 0},
+    ],
+    "hardware_types": [{"id": 1, "type": "panda", "model": "ES"}],
+    "image_pxe_configs": [
+        {"image_id": 1, "hardware_type_id": 1, "pxe_config_id": 1},
+        {"image_id": 4, "hardware_type_id": 1, "pxe_config_id": None},
+    ],
+    "relay_boards": [
+        {
+            "id": 1,
+            "name": "relay1",
+            "fqdn": "relay1.example.com",
+            "imaging_server_id": 1,
+            "state": "ready",
+            "state_counters": "{}",
+            "state_timeout": "2013-11-12 08:00:00",
+        }
+    ],
+}
+
+
+def device(number: int, **values: object) -> dict[str, object]:
+    return {
+        "id": number,
+        "name": f"panda-{number:04}",
+        "fqdn": f"panda-{number:04}.p1.releng.example.com",
+        "inventory_id": 6000 + number,
+        "state": "ready",
+        "state_counters": '{"pc_pinging": 3}',
+        "state_timeout": None,
+        "mac_address": f"6038e0{number:06x}",
+        "imaging_server_id": 1,
+        "relay_info": f"relay1.example.com:bank1:relay{number}",
+        "image_id": 1,
+        "boot_config": None,
+        "next_image_id": None,
+        "next_boot_config": None,
+        "comments": None,
+        "environment": "production",
+        "hardware_type_id": 1,
+    } | values
+
+
+def request(number: int, **values: object) -> dict[str, object]:
+    return {
+        "id": number,
+        "imaging_server_id": 1,
+        "requested_device": "any",
+        "assignee": "buildbot@slave.example.com",
+        "expires": "2013-11-13 10:11:12",
+        "image_id": 1,
+        "boot_config": '{"b2gbase": "http://example.com/b2g/"}',
+        "state": "ready",
+        "state_counters": "{}",
+        "state_timeout": None,
+        "environment": "any",
+    } | values
+
+
+ROWS["devices"] = [
+    device(1, state="free", state_timeout="2013-11-12 23:59:59"),
+    device(2, boot_config='{"b2gbase":"http://example.com/b2g/" }', fqdn=LONG_FQDN, comments="Grüße, 100 %"),
+    device(3, state="pc_pinging", image_id=None, next_image_id=1, next_boot_config="{}", environment=None),
+    device(4, state="frobnicating", boot_config="not JSON", hardware_type_id=None, relay_info=None),
+    device(7, state="failed_pxe_booting", imaging_server_id=2),
+    device(8, state="locked_out"),
+]
+ROWS["requests"] = [
+    request(10),
+    request(11, state="pending", state_timeout="2013-11-12 23:00:00", environment=None),
+    request(12, state="expired"),
+    request(13, state="failed_bad_device", requested_device="panda-0007"),
+    request(14, state="closed"),
+    request(15, state="finding_device", environment="staging"),
+    request(5_000_000_000, imaging_server_id=2),
+]
+ROWS["device_requests"] = [
+    {"request_id": 11, "device_id": 3, "imaging_result": None},
+    {"request_id": 10, "device_id": 2, "imaging_result": "complete"},
+    {"request_id": 5_000_000_000, "device_id": 8, "imaging_result": "complete"},
+    {"request_id": 13, "device_id": 7, "imaging_result": "failed-bad-device"},  # ended, but never released
+    {"request_id": 12, "device_id": 1, "imaging_result": "complete"},
+    {"request_id": 999, "device_id": 4, "imaging_result": None},  # orphans
+    {"request_id": 15, "device_id": 99, "imaging_result": None},
+]
+ROWS["device_logs"] = [
+    {"id": 1, "device_id": 2, "ts": "2013-11-12 20:00:00", "source": "statemachine", "message": "entering state ready"},
+    {"id": 2, "device_id": 99, "ts": "2013-11-13 09:00:00", "source": "syslog", "message": "größer"},
+]
+ROWS["request_logs"] = [
+    {"id": 1, "request_id": 5_000_000_000, "ts": "2013-11-13 09:00:00", "source": "statemachine", "message": "x"}
+]
+
+
+def sql(name: str) -> str:
+    return resources.path("sql", name).read_text(encoding="utf-8")
+
+
+def fill(connection: sa.Connection) -> None:
+    """Put the rows in, children last."""
+    for table, rows in ROWS.items():
+        into = sa.table(table, *(sa.column(name) for name in rows[0]))
+        connection.execute(into.insert(), rows)
+
+
+@pytest.fixture
+def old_database(bare_database: Database, request: pytest.FixtureRequest) -> Database:
+    """A 4.2.1 database with data, which never heard of revisions."""
+    if bare_database.dialect == "mysql":
+        server: MariaDB = request.getfixturevalue("mariadb")
+        server.client("mariadb", str(bare_database.url.database), script=sql("schema-4.2.1.sql"))
+    else:
+        with bare_database.maintenance() as connection:
+            command.upgrade(schema._alembic(connection), schema.FIRST)
+            connection.exec_driver_sql("DROP TABLE alembic_version")
+    with bare_database.begin() as connection:
+        fill(connection)
+    return bare_database
+
+
+def dump(database: Database) -> str:
+    """Everything in the database, as text."""
+    if database.dialect == "sqlite":
+        with closing(sqlite3.connect(str(database.url.database))) as connection:
+            return "\n".join(connection.iterdump())
+    with database.read() as connection:
+        port = connection.exec_driver_sql("SELECT @@port").scalar_one()
+    options = ["--routines", "--skip-dump-date", "--order-by-primary"]
+    server = MariaDB.__new__(MariaDB)  # only the port matters to its client
+    server.port = port
+    return server.client("mariadb-dump", *options, str(database.url.database))
+
+
+def rows(database: Database, table: str, *columns: str) -> list[Any]:
+    with database.read() as connection:
+        selected = [metadata.tables[table].c[name] for name in columns]
+        return [tuple(row) for row in connection.execute(sa.select(*selected).order_by(selected[0]))]
+
+
+# -- new databases
+
+
+def test_it_makes_the_schema(bare_database: Database):
+    assert schema.current(bare_database) is None
+    schema.create(bare_database)
+    assert schema.current(bare_database) == schema.head()
+    assert schema.check(bare_database) == []
+
+
+def test_it_refuses_to_make_the_schema_twice(bare_database: Database):
+    schema.create(bare_database)
+    before = dump(bare_database)
+    with pytest.raises(schema.SchemaError, match="is not empty"):
+        schema.create(bare_database)
+    assert dump(bare_database) == before
+
+
+def test_it_makes_all_tables_when_an_empty_database_is_upgraded(bare_database: Database):
+    assert schema.upgrade(bare_database) == (None, schema.head())
+    assert schema.check(bare_database) == []
+
+
+def test_it_makes_the_folder_of_an_sqlite_file(tmp_path):
+    database = open_database(f"sqlite:///{tmp_path}/new/folder/pool.sqlite")
+    schema.create(database)
+    assert schema.check(database) == []
+    database.dispose()
+
+
+def test_it_has_one_head_and_nothing_before_4_2_1():
+    scripts = schema._scripts()
+    assert scripts.get_bases() == [schema.FIRST]
+    assert len(scripts.get_heads()) == 1
+
+
+# -- 4.2.1
+
+
+@mysql
+def test_its_first_revision_is_the_4_2_1_schema(mariadb: MariaDB):
+    """As far as the old server's taste in names and character sets goes."""
+    described = []
+    for name in ("mozpool_old", "mozpool_first"):
+        mariadb.execute(f"CREATE DATABASE {name}")
+        if name == "mozpool_old":
+            mariadb.client("mariadb", name, script=sql("schema-4.2.1.sql"))
+        else:
+            database = open_database(mariadb.url(name))
+            with database.maintenance() as connection:
+                command.upgrade(schema._alembic(connection), schema.FIRST)
+            database.dispose()
+        columns = mariadb.execute(
+            "SELECT table_name, column_name, REPLACE(column_type, ' unsigned', ''), is_nullable, column_key FROM "
+            "information_schema.columns WHERE table_schema = %s AND table_name <> 'alembic_version' ORDER BY 1, 2",
+            name,
+        )
+        keys = mariadb.execute(
+            "SELECT table_name, column_name, referenced_table_name FROM information_schema.key_column_usage "
+            "WHERE table_schema = %s AND referenced_table_name IS NOT NULL ORDER BY 1, 2",
+            name,
+        )
+        described.append((columns, keys))
+        mariadb.execute(f"DROP DATABASE {name}")
+    assert described[0] == described[1]
+
+
+def test_it_upgrades_a_4_2_1_database(old_database: Database):
+    assert schema.current(old_database) is None
+    assert schema.upgrade(old_database) == (schema.FIRST, schema.head())
+    assert schema.check(old_database) == []
+
+
+def test_it_loses_no_row_and_no_name(old_database: Database):
+    schema.upgrade(old_database)
+    for table, old_rows in ROWS.items():
+        if table == "device_requests":
+            continue
+        changed = {"state", "state_timeout", "expires", "ts", "environment"}
+        columns = [name for name in old_rows[0] if name not in changed]
+        expected = sorted((tuple(row[name] for name in columns) for row in old_rows), key=str)
+        assert sorted(rows(old_database, table, *columns), key=str) == expected
+    expires = datetime(2013, 11, 13, 10, 11, 12, tzinfo=UTC)
+    assert {when for _id, when in rows(old_database, "requests", "id", "expires")} == {expires}
+    assert rows(old_database, "device_logs", "id", "ts")[0] == (1, datetime(2013, 11, 12, 20, tzinfo=UTC))
+
+
+def test_it_keeps_every_claim_and_gives_it_an_id(old_database: Database):
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    schema.upgrade(old_database)
+    claims = rows(old_database, "device_requests", "request_id", "device_id", "imaging_result", "id")
+    assert [claim[:3] for claim in claims] == [(10, 2, "complete"), (11, 3, None), (5_000_000_000, 8, "complete")]
+    ids = {device_id: claim_id for _request, device_id, _result, claim_id in claims}
+    assert dict(rows(old_database, "devices", "id", "claim_id")) == {1: None, 4: None, 7: None} | ids
+    history = rows(
+        old_database, "claim_history", "id", "request_id", "device_id", "imaging_result", "claimed_at", "released_at"
+    )
+    assert [line[1:4] for line in history] == [
+        (10, 2, "complete"),
+        (11, 3, None),
+        (12, 1, "complete"),
+        (13, 7, "failed-bad-device"),
+        (5_000_000_000, 8, "complete"),
+    ]
+    assert {claim_id for *_, claim_id in claims} == {line[0] for line in history if line[5] is None}
+    assert all(before < line[4] <= datetime.now(UTC) for line in history)
+    assert [line[1] for line in history if line[5] is not None] == [12, 13]
+
+
+def test_it_refuses_a_second_claim_of_a_device_afterwards(old_database: Database):
+    schema.upgrade(old_database)
+    claims = metadata.tables["device_requests"]
+    for request_id, device_id in ((15, 2), (10, 4), (999, 4)):
+        with pytest.raises(sa.exc.IntegrityError), old_database.begin() as connection:
+            connection.execute(claims.insert().values(id=77, request_id=request_id, device_id=device_id))
+
+
+def test_it_renames_old_states_and_keeps_unknown_ones(old_database: Database):
+    schema.upgrade(old_database)
+    assert dict(rows(old_database, "devices", "id", "state")) == {
+        1: "ready",
+        2: "ready",
+        3: "pc_pinging",
+        4: "frobnicating",
+        7: "failed_pxe_booting",
+        8: "locked_out",
+    }
+    assert dict(rows(old_database, "requests", "id", "state"))[12] == "closed"
+
+
+def test_it_makes_old_local_timeouts_due_now(old_database: Database):
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    schema.upgrade(old_database)
+    for table, due in (("devices", 1), ("requests", 11), ("relay_boards", 1)):
+        for number, timeout in rows(old_database, table, "id", "state_timeout"):
+            assert before < timeout <= datetime.now(UTC) if number == due else timeout is None
+
+
+def test_it_prepares_old_devices_and_requests_for_matching(old_database: Database):
+    schema.upgrade(old_database)
+    hashes = dict(rows(old_database, "devices", "id", "boot_config_hash"))
+    assert hashes[2] == boot_config_hash('{"b2gbase": "http://example.com/b2g/"}')
+    assert hashes[4] == hashes[1] == boot_config_hash("")
+    assert len(set(rows(old_database, "devices", "shuffle"))) > 1
+    assert rows(old_database, "devices", "id", "version", "attempt", "environment")[2] == (3, 0, 0, None)
+    requests = rows(old_database, "requests", "id", "priority", "wait", "queue_key", "created", "environment")
+    assert requests[1] == (11, 0, 600, 0, None, "any")
+
+
+def test_it_changes_nothing_when_run_again(old_database: Database):
+    schema.upgrade(old_database)
+    before = dump(old_database)
+    assert schema.upgrade(old_database) == (schema.head(), schema.head())
+    assert dump(old_database) == before
+
+
+def test_it_leaves_other_programs_tables_alone(old_database: Database):
+    with old_database.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE grafana (id INT)")
+    schema.upgrade(old_database)
+    assert schema.check(old_database) == []
+
+
+def test_it_refuses_a_table_of_devices_that_is_not_its_own(bare_database: Database):
+    with bare_database.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE devices (id INT, serial INT)")
+    before = dump(bare_database)
+    with pytest.raises(schema.SchemaError, match=r"no database of Mozpool 4\.2\.1"):
+        schema.upgrade(bare_database)
+    assert dump(bare_database) == before
+
+
+def test_it_refuses_a_database_of_a_newer_version(bare_database: Database):
+    schema.create(bare_database)
+    with bare_database.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(schema.SchemaError, match="of a newer Mozpool"):
+        schema.upgrade(bare_database)
+
+
+@mysql
+def test_it_goes_on_after_an_upgrade_that_was_interrupted(mariadb: MariaDB):
+    """MySQL can't undo what went before."""
+    mariadb.execute("CREATE DATABASE mozpool_interrupted")
+    database = open_database(mariadb.url("mozpool_interrupted"))
+    mariadb.client("mariadb", "mozpool_interrupted", script=sql("schema-4.2.1.sql"))
+    with database.begin() as connection:
+        fill(connection)
+
+    class PowerCutError(Exception):
+        pass
+
+    interruptions = 0
+    left = 0
+
+    def stop_after_some(conn, cursor, statement, parameters, context, executemany):
+        nonlocal left
+        if re.match(r"\s*(ALTER|CREATE|DROP|RENAME|INSERT|UPDATE|DELETE)", statement):
+            left -= 1
+            if left < 0:
+                raise PowerCutError
+
+    sa.event.listen(sa.Engine, "after_cursor_execute", stop_after_some)
+    try:
+        while True:
+            # Far enough each time that it gets on: what was done is skipped, but looked at again.
+            left = 3 + 4 * interruptions
+            try:
+                schema.upgrade(database)
+                break
+            except PowerCutError:
+                interruptions += 1
+    finally:
+        sa.event.remove(sa.Engine, "after_cursor_execute", stop_after_some)
+    assert interruptions > 5
+    assert schema.check(database) == []
+    claims = rows(database, "device_requests", "request_id", "device_id")
+    assert claims == [(10, 2), (11, 3), (5_000_000_000, 8)]
+    assert len(rows(database, "claim_history", "id")) == 5
+    database.dispose()
+    mariadb.execute("DROP DATABASE mozpool_interrupted")
+
+
+# -- check
+
+
+def test_it_says_what_differs(bare_database: Database):
+    schema.create(bare_database)
+    with bare_database.maintenance() as connection:
+        connection.exec_driver_sql("DROP TABLE device_labels")
+        connection.exec_driver_sql("ALTER TABLE images ADD COLUMN colour VARCHAR(20)")
+        connection.exec_driver_sql("ALTER TABLE devices DROP COLUMN last_seen")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    problems = schema.check(bare_database)
+    assert set(problems) >= {
+        "the revision is 0001 instead of 0002",
+        "the table device_labels is missing",
+        "the column images.colour is unknown",
+        "the column devices.last_seen is missing",
+    }
+
+
+@mysql
+def test_it_says_what_differs_on_mysql(mysql_url: str, mariadb: MariaDB):
+    database = open_database(mysql_url)
+    try:
+        for spoil, mend, problem in (
+            (
+                "ALTER TABLE devices MODIFY comments VARCHAR(20)",
+                "ALTER TABLE devices MODIFY comments TEXT",
+                "the column devices.comments: type is VARCHAR(length=20) instead of Text()",
+            ),
+            (
+                "DROP INDEX ix_requests_queue ON requests",
+                "CREATE INDEX ix_requests_queue ON requests (state, criteria, queue_key, id)",
+                "the index ix_requests_queue on requests (state, criteria, queue_key, id) is missing",
+            ),
+            (
+                "ALTER TABLE device_logs REMOVE PARTITIONING",
+                "CALL init_log_partitions('device_logs', 14, 1)",
+                "the table device_logs has no partitions",
+            ),
+        ):
+            mariadb.execute(spoil, name="mozpool_shared")
+            assert schema.check(database) == [problem]
+            mariadb.execute(mend, name="mozpool_shared")
+            assert schema.check(database) == []
+        mariadb.execute("DROP PROCEDURE dbcron", name="mozpool_shared")
+        assert schema.check(database) == ["the procedure dbcron is missing"]
+        mariadb.execute("CREATE PROCEDURE dbcron() BEGIN SELECT 1; END", name="mozpool_shared")
+        assert schema.check(database) == ["the procedure dbcron differs"]
+        with database.maintenance() as connection:
+            schema.load_procedures(connection)
+        assert schema.check(database) == []
+    finally:
+        database.dispose()
+
+
+# -- schema.sql
+
+
+def normalised(server: MariaDB, name: str) -> dict[str, list[str]]:
+    """Each table's definition as sorted lines, without what depends on day, order and age."""
+    tables = [table for (table,) in server.execute("SHOW TABLES", name=name)]
+    result = {}
+    for table in tables:
+        ((_table, definition),) = server.execute(f"SHOW CREATE TABLE `{table}`", name=name)
+        definition = re.sub(
+            r" AUTO_INCREMENT=\d+| ROW_FORMAT=\w+|,$|[ (]*PARTITION `p\d+`.*", "", definition, flags=re.M
+        )
+        result[table] = sorted(line for line in definition.splitlines() if line.strip())
+    return result
+
+
+def test_its_schema_sql_is_up_to_date():
+    assert sql("schema.sql") == schema.dump(), "run: mozpool-db dump-schema > sql/schema.sql"
+
+
+@mysql
+def test_it_makes_the_same_tables_from_schema_sql_and_by_migration(mariadb: MariaDB):
+    names = ("mozpool_sql", "mozpool_migrated", "mozpool_upgraded")
+    for name in names:
+        mariadb.execute(f"CREATE DATABASE {name}")
+    mariadb.client("mariadb", names[0], script=sql("schema.sql"))
+    mariadb.client("mariadb", names[2], script=sql("schema-4.2.1.sql"))
+    for name in names:
+        database = open_database(mariadb.url(name))
+        if name != "mozpool_sql":
+            schema.upgrade(database)
+        assert schema.check(database) == []
+        database.dispose()
+    made = [normalised(mariadb, name) for name in names]
+    for name in names:
+        mariadb.execute(f"DROP DATABASE {name}")
+    assert made[0] == made[1]
+    assert made[0] == made[2]
+
+
+# -- procedures
+
+
+def bounds(server: MariaDB, table: str = "device_logs") -> list[int]:
+    found = server.execute(
+        "SELECT partition_name, partition_description FROM information_schema.partitions "
+        "WHERE table_schema = 'mozpool_shared' AND table_name = %s ORDER BY partition_ordinal_position",
+        table,
+    )
+    assert all(name == f"p{bound}" for name, bound in found)
+    return [int(bound) for _name, bound in found]
+
+
+@pytest.fixture
+def midnight(mysql_url: str, mariadb: MariaDB) -> int:
+    """The last midnight (UTC), in seconds since 1970."""
+    return int(mariadb.execute("SELECT UNIX_TIMESTAMP() DIV 86400 * 86400")[0][0])
+
+
+DAY = 86400
+
+
+@mysql
+def test_it_has_log_partitions_for_14_days_today_and_tomorrow(mariadb: MariaDB, midnight: int):
+    for table in schema.LOGS:
+        assert bounds(mariadb, table) == [midnight + days * DAY for days in range(-13, 3)]
+
+
+@mysql
+def test_it_moves_the_window_of_log_partitions(mariadb: MariaDB, midnight: int):
+    def call(statement: str) -> None:
+        mariadb.execute(statement, name="mozpool_shared")
+
+    call("CALL init_log_partitions('device_logs', 20, 0)")
+    assert bounds(mariadb) == [midnight + days * DAY for days in range(-19, 2)]
+    call("CALL dbcron()")
+    assert bounds(mariadb) == [midnight + days * DAY for days in range(-13, 3)]
+    call("CALL dbcron()")
+    assert bounds(mariadb) == [midnight + days * DAY for days in range(-13, 3)]
+
+
+@mysql
+def test_it_moves_the_window_after_months_without_a_clean_up(mariadb: MariaDB, midnight: int):
+    old = midnight - 100 * DAY
+    mariadb.execute(
+        f"ALTER TABLE device_logs PARTITION BY RANGE (UNIX_TIMESTAMP(ts)) (PARTITION p{old} VALUES LESS THAN ({old}))",
+        name="mozpool_shared",
+    )
+    mariadb.execute("CALL dbcron()", name="mozpool_shared")
+    assert bounds(mariadb) == [midnight + days * DAY for days in range(-13, 3)]
+
+
+@mysql
+def test_it_deletes_requests_a_week_after_they_expired(mysql_url: str, mariadb: MariaDB):
+    database = open_database(mysql_url)
+    long_ago, lately = datetime.now(UTC) - timedelta(days=8), datetime.now(UTC) - timedelta(days=6)
+    with database.begin() as connection:
+        tables = metadata.tables
+        connection.execute(tables["imaging_servers"].insert().values(id=1, fqdn="here"))
+        common = {"imaging_server_id": 1, "state": "closed", "state_counters": "{}"}
+        connection.execute(
+            tables["devices"]
+            .insert()
+            .values(id=1, name="d1", fqdn="d1", inventory_id=1, mac_address="020000000001", **common)
+        )
+        connection.execute(
+            tables["requests"].insert(),
+            [
+                {"id": number, "requested_device": "any", "assignee": "me", "expires": expires, **common}
+                for number, expires in ((1, long_ago), (2, lately), (3, long_ago))
+            ],
+        )
+        connection.execute(tables["device_requests"].insert().values(id=1, request_id=3, device_id=1))
+    mariadb.execute("CALL dbcron()", name="mozpool_shared")
+    assert rows(database, "requests", "id") == [(2,), (3,)]
+    database.dispose()
+
+
+@mysql
+def test_it_takes_log_lines_from_rsyslog(mysql_url: str, mariadb: MariaDB):
+    database = open_database(mysql_url)
+    with database.begin() as connection:
+        connection.execute(metadata.tables["imaging_servers"].insert().values(id=1, fqdn="here"))
+        connection.execute(
+            metadata.tables["devices"].insert().values(
+                id=5, name="panda-0001", fqdn="panda-0001.example.com", inventory_id=1, mac_address="020000000001",
+                imaging_server_id=1, state="ready", state_counters="{}",
+            )
+        )  # fmt: skip
+
+    def call(*values: object) -> None:
+        mariadb.execute("CALL insert_device_log_entry(%s, %s, %s, %s)", *values, name="mozpool_shared")
+
+    now = datetime.now(UTC).replace(microsecond=0)
+    lately = now - timedelta(hours=30)
+    call("panda-0001", lately.strftime("%Y-%m-%d %H:%M:%S"), "mobile-init", "  Hello, 100 % sure  ")
+    call("panda-0001", lately.strftime("%Y%m%d%H%M%S"), "s" * 40, "rsyslog's own format")
+    call("panda-0001.example.com", "2037-01-01 00:00:00", "x", "future")
+    call("panda-0001", "1970-01-01 00:00:10", "x", "no clock")
+    call("panda-0001", "0000-00-00 00:00:00", "x", "no time")
+    call("panda-0001", "yesterday", "x", "no number")
+    call("panda-0001", None, "x", "nothing")
+    call("panda-9999", lately.strftime("%Y-%m-%d %H:%M:%S"), "x", "unknown device")
+    lines = rows(database, "device_logs", "id", "device_id", "ts", "source", "message")
+    assert [line[4] for line in lines] == [
+        "Hello, 100 % sure",
+        "rsyslog's own format",
+        "future",
+        "no clock",
+        "no time",
+        "no number",
+        "nothing",
+    ]
+    assert {line[1] for line in lines} == {5}
+    assert [line[2] for line in lines[:2]] == [lately, lately]
+    assert all(timedelta() <= line[2] - now < timedelta(minutes=1) for line in lines[2:])
+    assert lines[1][3] == "s" * 32
+    database.dispose()

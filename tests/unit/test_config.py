@@ -1,0 +1,372 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
+
+from mozpool import config, resources
+from mozpool.config import ConfigError, Settings, check_state_names, load
+
+NOWHERE = {"HOME": "/nonexistent"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a configuration file and return its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "config.ini"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def nothing_to_find(tmp_path, monkeypatch):
+    """No configuration file in any of the usual places."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resources, "CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr(config, "SYSTEM_FILE", tmp_path / "etc" / "config.ini")
+    return tmp_path
+
+
+def problems(path: Path) -> list[str]:
+    """The lines of the error that loading ``path`` raises, without the file's name."""
+    with pytest.raises(ConfigError) as caught:
+        load(path, NOWHERE)
+    lines = str(caught.value).split("\n")
+    assert all(line.startswith(f"{path}:") for line in lines)
+    return [line.removeprefix(f"{path}:") for line in lines]
+
+
+# --- Where the file is found ---
+
+
+def test_it_has_defaults_when_there_is_no_file(nothing_to_find):
+    settings = load(environ={"HOME": "/home/ann"})
+    assert settings.source is None
+    assert settings.database.engine == "sqlite:////home/ann/.local/share/mozpool/mozpool.sqlite"
+    assert (settings.server.fqdn, settings.server.listen, settings.server.port) == ("127.0.0.1", "127.0.0.1", 8080)
+
+
+def test_it_keeps_the_default_pool_where_xdg_says(write):
+    environ = {"HOME": "/home/ann", "XDG_DATA_HOME": "/var/lib/with space?"}
+    engine = load(write("[database]\nengine =\n"), environ).database.engine
+    assert make_url(engine).database == "/var/lib/with space?/mozpool/mozpool.sqlite"
+    assert load(write(""), environ).database.engine == engine
+
+
+def test_it_ignores_a_relative_xdg_data_home(write):
+    engine = load(write(""), {"HOME": "/home/ann", "XDG_DATA_HOME": "data"}).database.engine
+    assert engine == "sqlite:////home/ann/.local/share/mozpool/mozpool.sqlite"
+
+
+def test_it_looks_in_each_place_in_turn(nothing_to_find):
+    places = [
+        nothing_to_find / "etc" / "config.ini",
+        nothing_to_find / "checkout" / "config.ini",
+        nothing_to_find / "config.ini",
+    ]
+    for place in places:  # each one is preferred to those before it
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("[server]\nport = 81\n")
+        settings = load(environ=NOWHERE)
+        assert settings.source == place
+        assert settings.server.port == 81
+
+
+def test_it_prefers_the_environment_variable_and_above_all_the_argument(nothing_to_find):
+    for name, port in (("config.ini", 81), ("variable.ini", 82), ("argument.ini", 83)):
+        (nothing_to_find / name).write_text(f"[server]\nport = {port}\n")
+    environ = NOWHERE | {"MOZPOOL_CONFIG": "variable.ini"}
+    assert load(environ=environ).server.port == 82
+    assert load("argument.ini", environ).server.port == 83
+
+
+def test_it_does_not_go_on_without_a_file_that_was_named(tmp_path):
+    missing = tmp_path / "missing.ini"
+    with pytest.raises(ConfigError, match=re.escape(f"{missing}: cannot be read: No such file or directory")):
+        load(environ=NOWHERE | {"MOZPOOL_CONFIG": str(missing)})
+
+
+def test_it_says_when_the_file_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load(tmp_path, NOWHERE)
+    (tmp_path / "latin1.ini").write_bytes("[server]\nfqdn = höst\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not text in UTF-8"):
+        load(tmp_path / "latin1.ini", NOWHERE)
+
+
+# --- What is read ---
+
+
+def test_it_reads_the_keys_of_an_old_file(write):
+    settings = load(
+        write(
+            "[database]\n"
+            "engine = mysql://mozpool:pa%25ss@db.example.com/mozpool\n"
+            "[server]\n"
+            "fqdn = mobile-imaging-001.example.com\n"
+            "ipaddress = 10.12.128.20\n"
+            "heartbeat_file = /var/run/heartbeat\n"
+            "[inventory]\n"
+            "url = https://inventory.example.com\n"
+            "username = pool\n"
+            "password = a%b#c;d = %(e)s\n"
+            "filter = hostname__startswith=panda-\n"
+            "ignore_devices_on_servers_re = ^test-\n"
+            "[paths]\n"
+            "tftp_root = /opt/tftp/\n"
+            "image_store = /opt/images\n"
+            "[testing]\n"
+            "run_fakes = yes\n"
+        )
+    )
+    assert settings.database.engine == "mysql+pymysql://mozpool:pa%25ss@db.example.com/mozpool"
+    assert settings.server.fqdn == "mobile-imaging-001.example.com"
+    assert settings.server.heartbeat_file == Path("/var/run/heartbeat")
+    assert settings.inventory.password == "a%b#c;d = %(e)s"
+    assert settings.inventory.filter == "hostname__startswith=panda-"
+    assert settings.inventory.ignore_devices_on_servers_re == re.compile("^test-")
+    assert settings.paths.tftp_root == Path("/opt/tftp")
+    assert settings.testing.run_fakes is True
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "text", "value"),
+    [
+        ("database", "engine", "sqlite:////var/lib/pool.sqlite", "sqlite:////var/lib/pool.sqlite"),
+        ("database", "engine", "mysql+pymysql://u@h:3307/d?charset=utf8", "mysql+pymysql://u@h:3307/d?charset=utf8"),
+        ("database", "connect_timeout", "0.5", 0.5),
+        ("server", "fqdn", "127.0.0.1:8081", "127.0.0.1:8081"),
+        ("server", "listen", "::", "::"),
+        ("server", "log_level", "Debug", "DEBUG"),
+        ("server", "syslog", "/dev/log", "/dev/log"),
+        ("server", "syslog", "logs.example.com:514", ("logs.example.com", 514)),
+        ("server", "syslog", "", None),
+        ("server", "origins", "a.example.com, B.example.com:8080\n  c", ("a.example.com", "b.example.com:8080", "c")),
+        ("server", "log_requests", "off", False),
+        ("paths", "tftp_root", "", None),
+        ("testing", "speed", "20", 20.0),
+        ("testing", "seed", "42", 42),
+    ],
+)
+def test_it_reads_each_kind_of_value(write, section, key, text, value):
+    settings = load(write(f"[{section}]\n{key} = {text}\n"), NOWHERE)
+    read = getattr(getattr(settings, section), key)
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_it_reads_limits_of_states_by_any_name(write):
+    settings = load(write("[timeouts]\nb2g_downloading = 240\nready = 0.5\n[tries]\npxe_booting = 10\n"), NOWHERE)
+    assert settings.timeouts == {"b2g_downloading": 240.0, "ready": 0.5}
+    assert settings.tries == {"pxe_booting": 10}
+
+
+def test_it_gives_settings_that_nobody_can_change(write):
+    settings = load(write("[timeouts]\nready = 5\n"), NOWHERE)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.server.port = 81  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        settings.timeouts["ready"] = 6  # type: ignore[index]
+
+
+# --- What is refused ---
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "text", "expected"),
+    [
+        ("database", "pool_size", "0", "a whole number from 1 to 1000"),
+        ("database", "connect_timeout", "0", "seconds, more than 0"),
+        ("server", "fqdn", "http://host", "a host name or an IPv4 address, or HOST:PORT"),
+        ("server", "ipaddress", "10.1.2.300", "an IPv4 address"),
+        ("server", "listen", "", "a host name or an IP address"),
+        ("server", "port", "http", "a whole number from 1 to 65535"),
+        ("server", "port", "65536", "a whole number from 1 to 65535"),
+        ("server", "port", "8_080", "a whole number from 1 to 65535"),
+        ("server", "port", "8080 # the usual", "a whole number from 1 to 65535"),
+        ("server", "port", "", "a whole number from 1 to 65535"),
+        ("server", "heartbeat_file", "heartbeat", "an absolute path, or nothing"),
+        ("server", "heartbeat_file", "~nobody-of-that-name/x", "an absolute path, or nothing"),
+        ("server", "log_level", "loud", "one of debug, info, warning, error"),
+        ("server", "syslog", "dev/log", "a path such as /dev/log, or HOST:PORT, or nothing"),
+        ("server", "syslog", "host:70000", "a path such as /dev/log, or HOST:PORT, or nothing"),
+        ("server", "origins", "http://a.example.com", "host names (HOST or HOST:PORT, without http://), separated"),
+        ("server", "log_requests", "maybe", "true or false"),
+        ("inventory", "ignore_devices_on_servers_re", "(", "a regular expression, or nothing"),
+        ("pool", "default_wait", "-1", "a whole number, at least 0"),
+        ("bmm", "power", "Not A Name", "the name of a backend"),
+        ("timeouts", "ready", "never", "seconds, more than 0"),
+        ("tries", "ready", "1.5", "a whole number, at least 0"),
+        ("testing", "speed", "0.5", "a factor, at least 1"),
+        ("testing", "speed", "nan", "a factor, at least 1"),
+        ("testing", "speed", "inf", "a factor, at least 1"),
+        ("testing", "fake_boot_failure", "5", "a probability, from 0 to 1"),
+    ],
+)
+def test_it_names_line_key_value_and_what_it_expected(write, section, key, text, expected):
+    path = write(f"# comment\n[{section}]\n\n{key} = {text}\n")
+    (problem,) = problems(path)
+    assert problem.startswith(f"4: [{section}] {key}: {text!r} is not right; expected {expected}")
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:hunter2@h/d", "mysql://u:hunter2@h", "mysql://u:hunter2@h:x/d", "u:hunter2", "sqlite://"]
+)
+def test_it_refuses_other_databases_without_showing_the_password(write, url):
+    (problem,) = problems(write(f"[database]\nengine = {url}\n"))
+    assert problem == (
+        "2: [database] engine: (a secret) is not right; "
+        "expected mysql+pymysql://USER:PASSWORD@HOST/NAME or sqlite:////PATH, or nothing"
+    )
+
+
+def test_it_never_shows_secrets(write, caplog):
+    text = "[database]\nengine = mysql://u:hunter2@h/d\n[inventory]\nurl = http://u:hunter2@h\npassword = hunter2\n"
+    settings = load(write(text), NOWHERE)
+    assert settings.inventory.password == "hunter2"
+    assert "hunter2" not in repr(settings)
+    broken = text + "  hunter2\n[inventory]\npassword = hunter2\nhunter2\n"
+    with pytest.raises(ConfigError) as caught:
+        load(write(broken), NOWHERE)
+    for error in (caught.value, caught.value.__context__, caught.value.__cause__):
+        assert "hunter2" not in repr(error)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_it_reports_all_problems_together_in_the_order_of_the_file(write):
+    path = write(
+        "[server]\n"
+        "prot = 80\n"
+        "port = x\n"
+        "[servers]\n"
+        "port = 80\n"
+        "[pool]\n"
+        "colour = green\n"
+        "no equals sign\n"
+        "max_duration = 1\n"
+        "max_duration = 2\n"
+    )
+    found = problems(path)
+    assert found[0] == "2: [server] prot: there is no such key; did you mean port?"
+    assert found[1].startswith("3: [server] port: 'x' is not right")
+    assert found[2] == "4: [servers] there is no such section; did you mean server?"
+    assert found[3].startswith("7: [pool] colour: there is no such key; expected one of verify_on_return, ")
+    assert found[4] == "8: expected KEY = VALUE, [section] or # comment"
+    assert found[5] == "10: [pool] max_duration: is already set in line 9"
+    assert len(found) == 6
+
+
+def test_it_knows_no_default_section(write):
+    assert problems(write("[DEFAULT]\nport = 81\n"))[0].startswith("1: [DEFAULT] there is no such section")
+
+
+def test_it_wants_a_section_before_the_first_key(write):
+    assert problems(write("\nport = 81\n")) == ["2: expected a [section] before the first key"]
+
+
+def test_it_shows_no_more_of_a_long_value_than_one_line_holds(write):
+    (problem,) = problems(write(f"[server]\nport = {'9' * 5000}\n"))
+    assert len(problem) < 200
+
+
+def test_it_names_limits_of_states_that_do_not_exist(write):
+    path = write("[timeouts]\nready = 5\nredy = 5\n[tries]\nsleeping = 3\n")
+    settings = load(path, NOWHERE)
+    check_state_names(settings, {"ready", "redy", "sleeping"})
+    with pytest.raises(ConfigError) as caught:
+        check_state_names(settings, ["ready", "closed"])
+    assert str(caught.value) == (
+        f"{path}:3: [timeouts] redy: there is no such state; did you mean ready?\n"
+        f"{path}:5: [tries] sleeping: there is no such state; expected one of ready, closed"
+    )
+
+
+# --- Line numbers ---
+
+LINES = st.sampled_from(
+    [
+        "[a]",
+        "  [b]",
+        "[a] x = 1",
+        "k = v",
+        "l=",
+        "  k = v",
+        "\tl = v",
+        "    more",
+        "",
+        "   ",
+        "# k = v",
+        " ; x",
+        "M = = #",
+        "[]",
+    ]
+)
+
+
+@given(st.lists(LINES))
+def test_it_finds_keys_where_configparser_does(lines):
+    text = "\n".join(["[first]", *lines])
+    parser = configparser.RawConfigParser(
+        delimiters=("=",), default_section="", strict=False, empty_lines_in_values=False
+    )
+    try:
+        parser.read_string(text)
+    except configparser.ParsingError:
+        return  # reported as it is
+    found = list(config.positions(text))
+    assert {section for _, section, _ in found} == set(parser.sections())
+    keys = {(section, key) for _, section, key in found if key is not None}
+    assert keys == {(section, key) for section in parser.sections() for key in parser[section]}
+    for number, section, key in found:
+        assert (key or f"[{section}]") in text.split("\n")[number - 1].lower()
+
+
+# --- The sample ---
+
+
+def test_the_sample_is_what_the_settings_declare():
+    """When this fails: python -m mozpool.config > config.ini.dist"""
+    assert resources.path("config.ini.dist").read_text() == config.sample()
+
+
+def test_the_sample_says_nothing_but_the_defaults():
+    settings = load(resources.path("config.ini.dist"), NOWHERE)
+    assert settings == dataclasses.replace(Settings(), database=settings.database)
+    assert settings.database == config.Database(engine=config.default_engine(NOWHERE))
+
+
+def test_the_sample_documents_each_key_and_names_no_other():
+    text = resources.path("config.ini.dist").read_text()
+    lines = text.split("\n")
+    named = set()
+    for number, section, key in config.positions(text):
+        above = lines[number - 2]
+        assert above.startswith("# "), f"{section}.{key} has no comment"
+        named.add((section, key))
+    declared: set[tuple[str, str | None]] = {(name, None) for name in config.SECTIONS}
+    for name, spec in config.SECTIONS.items():
+        if isinstance(spec, type):
+            declared |= {(name, field.name) for field in dataclasses.fields(spec)}
+    assert named == declared
+
+
+def test_each_default_is_a_value_that_the_file_could_say():
+    for section in config.SECTIONS.values():
+        if isinstance(section, type):
+            for field in dataclasses.fields(section):
+                kind = field.metadata["setting"].kind
+                if field.default is not dataclasses.MISSING:
+                    assert kind.parse(kind.show(field.default)) == field.default

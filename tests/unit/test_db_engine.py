@@ -1,0 +1,356 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Transactions, repeats and a database that goes away, with real servers that really go away."""
+
+import random
+import sqlite3
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy.exc import DataError, IntegrityError
+
+from mozpool.clock import Clock, SimClock
+from mozpool.db import schema
+from mozpool.db.engine import Database
+from mozpool.db.tables import imaging_servers
+from mozpool.errors import DatabaseAway
+from tests.conftest import open_database
+from tests.mariadb import MariaDB, running
+
+mysql = pytest.mark.mysql
+
+
+def add(fqdn: str):
+    return lambda connection: connection.execute(insert(imaging_servers).values(fqdn=fqdn)).inserted_primary_key[0]
+
+
+def names(connection: Connection) -> list[str]:
+    return list(connection.scalars(select(imaging_servers.c.fqdn).order_by(imaging_servers.c.id)))
+
+
+@pytest.fixture
+def on_mysql(mysql_url: str) -> Iterator[Database]:
+    database = open_database(mysql_url)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def on_sqlite(sqlite_url: str) -> Iterator[Database]:
+    database = open_database(sqlite_url)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def own_server() -> Iterator[MariaDB]:
+    """A server that the test may stop; asked for after ``mariadb``, so that it is skipped where there is none."""
+    with running() as server:
+        server.execute("CREATE DATABASE mine")
+        server.execute("CREATE TABLE mine.imaging_servers (id INT AUTO_INCREMENT PRIMARY KEY, fqdn VARCHAR(255))")
+        yield server
+
+
+def number_of_connection(connection: Connection) -> int:
+    return int(connection.execute(text("SELECT CONNECTION_ID()")).scalar_one())
+
+
+# -- transactions
+
+
+def test_it_commits_at_the_end_and_rolls_back_on_an_error(database: Database):
+    database.run(add("kept"))
+    with pytest.raises(ZeroDivisionError), database.begin() as connection:
+        add("lost")(connection)
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        database.run(lambda connection: add("lost, too")(connection) / 0)
+    with database.read() as connection:
+        assert names(connection) == ["kept"]
+
+
+def test_it_writes_nothing_in_a_read(database: Database):
+    with database.read() as connection:
+        add("never")(connection)
+    with database.read() as connection:
+        assert names(connection) == []
+
+
+def test_it_passes_errors_of_the_work_on(database: Database):
+    database.run(add("twice"))
+    with pytest.raises(IntegrityError):
+        database.run(add("twice"))
+    assert database.ping()
+
+
+def test_it_refuses_a_transaction_within_a_transaction(database: Database):
+    with database.read(), pytest.raises(RuntimeError, match="already is in a transaction"):
+        database.run(add("inner"))
+    database.run(add("afterwards"))
+
+
+def test_it_serves_many_threads_at_once(database: Database):
+    with ThreadPoolExecutor(16) as threads:
+        ids = list(threads.map(lambda number: database.run(add(f"server{number}")), range(100)))
+    assert len(set(ids)) == 100
+
+
+def test_it_takes_a_mysql_url_without_a_driver():
+    database = open_database("mysql://user:secret@db1/mozpool")
+    assert database.dialect == "mysql"
+    assert database.engine.dialect.driver == "pymysql"
+    assert database.name == "the database mozpool at db1:3306"
+
+
+def test_it_keeps_a_database_in_memory_on_one_connection():
+    database = Database("sqlite://", clock=SimClock(), rng=random.Random(1))
+    schema.create(database)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda number: database.run(add(f"server{number}")), range(20)))
+    with database.read() as connection:
+        assert len(names(connection)) == 20
+    database.dispose()
+
+
+def test_it_enforces_foreign_keys(database: Database):
+    with pytest.raises(IntegrityError):
+        database.run(lambda connection: connection.execute(text("INSERT INTO device_labels VALUES (1, 'a', 'b')")))
+
+
+# -- SQLite
+
+
+def test_it_reads_while_another_thread_writes_on_sqlite(on_sqlite: Database):
+    with on_sqlite.begin() as connection, ThreadPoolExecutor(1) as thread:
+        add("not yet")(connection)
+
+        def read() -> list[str]:
+            with on_sqlite.read() as reader:
+                return names(reader)
+
+        assert thread.submit(read).result(10) == []
+
+
+def test_it_waits_for_another_process_that_writes_on_sqlite(on_sqlite: Database, sqlite_url: str):
+    database = Database(sqlite_url, clock=Clock(), rng=random.Random(1), connect_timeout=0.01)
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatabaseAway, match="database is locked"):
+            database.run(add("too long"), patience=0.1)
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(database.run, add("patient"), patience=30)
+            other.execute("ROLLBACK")
+            assert waiting.result(30) == 1
+    database.dispose()
+
+
+def test_it_says_so_when_an_sqlite_file_cannot_be_opened(tmp_path: Path):
+    database = open_database(f"sqlite:///{tmp_path}/no/such/folder/db.sqlite")
+    with pytest.raises(DatabaseAway, match="unable to open"):
+        database.run(names, patience=0)
+
+
+# -- MySQL
+
+
+@mysql
+def test_it_sends_no_statement_more_than_needed(on_mysql: Database, mariadb: MariaDB):
+    on_mysql.ping()  # connected
+    with on_mysql.read() as connection:
+        number = number_of_connection(connection)
+    mariadb.execute("SET GLOBAL log_output = 'TABLE'")
+    mariadb.execute("TRUNCATE mysql.general_log")
+    mariadb.execute("SET GLOBAL general_log = 1")
+    try:
+        on_mysql.run(names)
+        with on_mysql.read() as connection:
+            names(connection)
+    finally:
+        mariadb.execute("SET GLOBAL general_log = 0")
+    sent = mariadb.execute("SELECT argument FROM mysql.general_log WHERE thread_id = %s ORDER BY event_time", number)
+    assert [argument.split()[0] for (argument,) in sent] == ["SELECT", "COMMIT", "SELECT", "ROLLBACK"]
+
+
+@mysql
+def test_it_sets_up_its_sessions(on_mysql: Database):
+    with on_mysql.read() as connection:
+        settings = connection.execute(
+            text("SELECT @@time_zone, @@tx_isolation, @@character_set_client, @@autocommit, @@sql_mode")
+        ).one()
+    assert settings[:4] == ("+00:00", "READ-COMMITTED", "utf8mb4", 0)
+    assert "STRICT_ALL_TABLES" in settings[4]
+
+
+@mysql
+def test_it_tries_a_connection_that_was_idle_before_using_it(mysql_url: str, mariadb: MariaDB):
+    clock = SimClock()
+    database = Database(mysql_url, clock=clock, rng=random.Random(1))
+    with database.read() as connection:
+        number = number_of_connection(connection)
+    mariadb.execute("KILL %s", number)
+    clock.advance(2)
+    with database.read() as connection:  # nothing repeats a read: the pool found out
+        assert number_of_connection(connection) != number
+    database.dispose()
+
+
+@mysql
+def test_it_repeats_the_work_when_its_connection_is_killed(on_mysql: Database, mariadb: MariaDB):
+    tries = []
+
+    def work(connection: Connection) -> int:
+        tries.append(number_of_connection(connection))
+        number = add("once")(connection)
+        if len(tries) == 1:
+            mariadb.execute("KILL %s", tries[0])
+        names(connection)
+        return number
+
+    on_mysql.run(work)
+    assert len(set(tries)) == 2
+    with on_mysql.read() as connection:
+        assert names(connection) == ["once"]
+
+
+@mysql
+def test_it_does_the_work_again_when_the_lost_commit_did_not_take_place(on_mysql: Database, mariadb: MariaDB):
+    tries, looked = [], []
+
+    def work(connection: Connection) -> str:
+        tries.append(number_of_connection(connection))
+        add("once")(connection)
+        if len(tries) == 1:
+            mariadb.execute("KILL %s", tries[0])  # the next thing sent is COMMIT
+        return f"try {len(tries)}"
+
+    def committed(connection: Connection) -> str | None:
+        looked.append(names(connection))
+        return "it was there" if looked[-1] else None
+
+    assert on_mysql.run(work, committed=committed) == "try 2"
+    assert looked == [[]]
+
+
+@mysql
+def test_it_does_not_do_the_work_again_when_the_lost_commit_took_place(on_mysql: Database, mariadb: MariaDB):
+    tries = []
+
+    def work(connection: Connection) -> str:
+        tries.append(number_of_connection(connection))
+        add("once")(connection)
+        # The server commits, and its answer is lost: the transaction is over when the connection is.
+        connection.exec_driver_sql("COMMIT")
+        mariadb.execute("KILL %s", tries[0])
+        return "answered"
+
+    answer = on_mysql.run(work, committed=lambda connection: "it was there" if names(connection) else None)
+    assert answer == "it was there"
+    assert len(tries) == 1
+
+
+@mysql
+def test_it_says_that_a_change_is_in_doubt_when_nobody_can_tell(on_mysql: Database, mariadb: MariaDB):
+    def work(connection: Connection) -> None:
+        add("who knows")(connection)
+        mariadb.execute("KILL %s", number_of_connection(connection))
+
+    with pytest.raises(DatabaseAway, match="may have taken place"):
+        on_mysql.run(work)
+
+
+@mysql
+def test_it_repeats_a_transaction_that_lost_a_deadlock(on_mysql: Database):
+    on_mysql.run(add("a"))
+    on_mysql.run(add("b"))
+    both_hold_one = threading.Barrier(2)
+    tries = []
+
+    def touch(first: str, second: str) -> None:
+        waited = False
+
+        def work(connection: Connection) -> None:
+            nonlocal waited
+            tries.append(first)
+            for fqdn in (first, second):
+                row = imaging_servers.c.fqdn == fqdn
+                connection.execute(update(imaging_servers).where(row).values(fqdn=fqdn))  # locks it
+                if fqdn == first and not waited:
+                    waited = True
+                    both_hold_one.wait(10)
+
+        on_mysql.run(work)
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(touch, "a", "b"), threads.submit(touch, "b", "a")]:
+            done.result(30)
+    assert len(tries) >= 3
+
+
+@mysql
+def test_it_gives_up_when_others_always_win(on_mysql: Database):
+    tries = []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        connection.execute(text("SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'Deadlock found'"))
+
+    with pytest.raises(DatabaseAway, match="too busy: other transactions got in the way 10 times"):
+        on_mysql.run(work)
+    assert len(tries) == 10
+
+
+@mysql
+def test_it_says_so_when_all_connections_are_taken(mysql_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mozpool.db.engine.POOL_WAIT", 0.05)
+    database = Database(mysql_url, pool_size=1, clock=Clock(), rng=random.Random(1))
+    with database.read(), ThreadPoolExecutor(1) as thread, pytest.raises(DatabaseAway, match="no free connection"):
+        thread.submit(database.ping).result(10)
+    database.dispose()
+
+
+@mysql
+def test_it_survives_a_restart_of_the_server(mariadb: MariaDB, own_server: MariaDB):
+    database = open_database(own_server.url("mine"))
+    ready = threading.Barrier(6)
+
+    def use(_number: int) -> None:
+        with database.read():
+            ready.wait(10)
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(use, range(6)))  # six connections are open
+    own_server.stop()
+    with pytest.raises(DatabaseAway, match=r"the database mine at 127\.0\.0\.1:\d+ is away: .*refused") as away:
+        database.run(names, patience=0.1)
+    assert "root" not in away.value.message
+    with pytest.raises(DatabaseAway):
+        database.ping()
+    with ThreadPoolExecutor(6) as threads:
+        waiting = [threads.submit(database.run, add(f"server{number}"), patience=60) for number in range(6)]
+        own_server.start()
+        for done in waiting:
+            done.result(60)
+    with database.read() as connection:
+        assert len(names(connection)) == 6
+    database.dispose()
+
+
+@mysql
+def test_it_does_not_show_the_password(mariadb: MariaDB):
+    url = mariadb.url("mozpool_shared").replace("root@", "nobody:s3cret@")
+    database = open_database(url)
+    with pytest.raises(DatabaseAway, match="Access denied") as away:
+        database.run(names, patience=0)
+    assert "s3cret" not in str(away.value)
+
+
+@mysql
+def test_it_does_not_cut_off_what_is_too_long(on_mysql: Database):
+    with pytest.raises(DataError, match="Data too long"):
+        on_mysql.run(add("x" * 300))
