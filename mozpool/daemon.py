@@ -165,6 +165,7 @@ class Daemon:
             longest_operation=max(STORAGE_LIMIT, POWER_LIMIT),
             heartbeat_file=settings.server.heartbeat_file,
         )
+        logging.getLogger("apscheduler").setLevel(logging.WARNING)
         self.scheduler = BackgroundScheduler(
             timezone="UTC",
             executors={"default": ThreadPoolExecutor(2)},

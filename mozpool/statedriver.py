@@ -417,7 +417,10 @@ class Driver(Generic[Row]):
         expiry = self.store.expiry(row)
         if expiry is not None and expiry[1] <= now and not self.machine.state(row.state).end:
             return expiry[0]
-        return TIMEOUT if row.state_timeout is not None and row.state_timeout <= now else None
+        if row.state_timeout is None:
+            # A row that was put into the table by other hands: its state has a limit, so it is over.
+            return None if self.machine.timeout_of(row.state) is None else TIMEOUT
+        return TIMEOUT if row.state_timeout <= now else None
 
     def _more_time(self, row: Row, attempt: int, now: datetime) -> None:
         limit = self.machine.timeout_of(row.state) or 1.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, and_, bindparam, delete, func, insert, or_, select, update
@@ -359,14 +359,24 @@ def version_and_token(conn: Connection, device_id: int) -> tuple[int, str | None
 
 
 def due(conn: Connection, imaging_server_id: int, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
-    """(id, attempt, deadline) of this server's devices whose deadline is before ``before``, the earliest first."""
+    """(id, attempt, deadline) of this server's devices whose deadline is before ``before``, the earliest first.
+
+    Devices that were just added have none and are due at once.
+    """
     query = (
         select(devices.c.id, devices.c.attempt, devices.c.state_timeout)
-        .where(devices.c.imaging_server_id == imaging_server_id, devices.c.state_timeout < before)
+        .where(
+            devices.c.imaging_server_id == imaging_server_id,
+            or_(
+                devices.c.state_timeout < before,
+                and_(devices.c.state == "new", devices.c.state_timeout.is_(None)),
+            ),
+        )
         .order_by(devices.c.state_timeout)
         .limit(limit)
     )
-    return [(row[0], row[1], row[2]) for row in conn.execute(query)]
+    long_ago = datetime.min.replace(tzinfo=UTC)
+    return [(row[0], row[1], row[2] or long_ago) for row in conn.execute(query)]
 
 
 def insert_device(conn: Connection, **values: Any) -> int:

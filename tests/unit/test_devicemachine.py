@@ -402,6 +402,8 @@ def test_a_failing_step_is_retried_so_often_and_no_more(
     assert last.path == (otherwise,)
     assert step not in last.counters
     assert last.detail == f"{step} failed {tries + 1} times"
+    assert len(last.logs) == 1
+    assert last.detail in last.logs[0]
 
 
 @pytest.mark.parametrize(("state", "event", "step", "tries", "again", "otherwise"), RETRIES)
@@ -446,6 +448,8 @@ def test_pings_that_stay_unanswered_count_as_a_failed_power_cycle() -> None:
     assert decision.path == ("pc_power_cycling",)
     assert decision.counters == {"power_cycling": 5}
     assert decision.effects == (PowerCycle(),)
+    last_try = decide("pc_pinging", TIMEOUT, counters={"pc_pinging": 12, "power_cycling": 199})
+    assert last_try.path == ("pc_power_cycling",)
 
 
 def test_power_cycles_after_unanswered_pings_have_an_end() -> None:
@@ -611,6 +615,12 @@ def test_a_power_cycle_boots_from_the_devices_own_storage() -> None:
     assert decision.effects == (PowerCycle(),)
 
 
+def test_a_power_cycle_for_the_agents_sake_does_so_too() -> None:
+    decision = decide("sut_verifying", TIMEOUT, counters={"sut_verifying": 9}, pxe_config="panda-b2g")
+    assert decision.path == ("sut_verify_power_cycle",)
+    assert decision.columns == {"pxe_config": None}
+
+
 def test_a_power_cycle_forgets_the_next_image() -> None:
     decision = decide("troubleshooting", "please_power_cycle", **GETS_AGENT_IMAGE)
     assert decision.columns == {**NO_NEXT_IMAGE, "pxe_config": None, "operation_claim_id": None}
@@ -675,6 +685,7 @@ def test_without_power_control_and_agent_nothing_is_installed(columns: dict[str,
     decision = decide("ready", "please_image", args, **NO_POWER, **HELD, **columns)
     assert decision.path == ("start_pxe_boot", "pxe_power_cycling", "failed_power_cycling")
     assert decision.detail == "no power control and no agent"
+    assert len(decision.logs) == 1
     assert_told(decision, "failed-bad-device")
 
 

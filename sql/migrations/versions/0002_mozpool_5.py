@@ -392,8 +392,14 @@ def name_keys(table: str) -> None:
         name = f"fk_{table}_{column}"
         names[(column,)] = name
         if key["name"] != name:
-            op.drop_constraint(str(key["name"]), table, type_="foreignkey")
-            op.create_foreign_key(name, table, key["referred_table"], [column], ["id"], ondelete="RESTRICT")
+            # In one statement, so that no interruption loses a key.
+            op.execute(
+                sa.text(
+                    f"ALTER TABLE {quote(table)} DROP FOREIGN KEY {quote(str(key['name']))}, "
+                    f"ADD CONSTRAINT {quote(name)} FOREIGN KEY ({quote(column)}) "
+                    f"REFERENCES {quote(key['referred_table'])} (id) ON DELETE RESTRICT"
+                )
+            )
     inspector = sa.inspect(op.get_bind())
     present = {str(index["name"]) for index in inspector.get_indexes(table)}
     for index in inspector.get_indexes(table):

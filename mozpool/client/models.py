@@ -1,0 +1,268 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""What the API answers, as frozen dataclasses. ``raw`` holds the answer itself, with what newer servers added to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Self
+
+READY = "ready"
+CLOSED = "closed"
+FAILED = "failed_"
+"""State names that are part of the API: a request may be used, has ended, or failed (a prefix)."""
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line of a device's or a request's log."""
+
+    id: int
+    timestamp: datetime | None
+    source: str
+    message: str
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON."""
+        return cls(
+            id=_number(raw.get("id")) or 0,
+            timestamp=_time(raw.get("timestamp")),
+            source=_text(raw.get("source")) or "",
+            message=_text(raw.get("message")) or "",
+        )
+
+    @classmethod
+    def parse_list(cls, raw: Json) -> tuple[Self, ...]:
+        """The ``log`` of an answer."""
+        return tuple(cls.parse(line) for line in raw.get("log") or ())
+
+
+@dataclass(frozen=True)
+class Image:
+    """What can be installed on devices."""
+
+    name: str
+    boot_config_keys: tuple[str, ...]
+    """What every request for this image has to bring along."""
+    can_reuse: bool
+    has_sut_agent: bool
+    raw: Json = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON."""
+        keys = raw.get("boot_config_keys") or ()
+        return cls(
+            name=str(raw["name"]),
+            boot_config_keys=tuple(json.loads(keys) if isinstance(keys, str) else keys),
+            can_reuse=bool(raw.get("can_reuse")),
+            has_sut_agent=bool(raw.get("has_sut_agent")),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as it was when the server answered."""
+
+    name: str
+    state: str
+    address: str
+    """Where programs reach it: an IP address or a host name."""
+    fqdn: str
+    environment: str
+    image: str | None
+    boot_config: Json
+    hardware_type: str | None
+    hardware_model: str | None
+    labels: Mapping[str, str]
+    imaging_server: str
+    """The server that owns it."""
+    comments: str | None
+    request_id: int | None
+    """The request that holds it now, if one does."""
+    assignee: str | None
+    """Who holds it now, if anybody does."""
+    expires: datetime | None
+    """Until when its holder has it."""
+    raw: Json = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON."""
+        fqdn = _text(raw.get("fqdn")) or ""
+        holder = raw.get("holder")
+        if not isinstance(holder, Mapping):
+            holder = {"assignee": holder or raw.get("assignee"), "expires": raw.get("expires")}
+        return cls(
+            name=str(raw["name"]),
+            state=_text(raw.get("state")) or "",
+            address=_text(raw.get("address")) or fqdn,
+            fqdn=fqdn,
+            environment=_text(raw.get("environment")) or "",
+            image=_text(raw.get("image")),
+            boot_config=_object(raw.get("boot_config")),
+            hardware_type=_text(raw.get("hardware_type")),
+            hardware_model=_text(raw.get("hardware_model")),
+            labels={name: str(value) for name, value in _object(raw.get("labels")).items()},
+            imaging_server=_text(raw.get("imaging_server")) or "",
+            comments=_text(raw.get("comments")),
+            request_id=_number(raw.get("request_id") or holder.get("request_id")),
+            assignee=_text(holder.get("assignee")),
+            expires=_time(holder.get("expires")),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a request has no device yet."""
+
+    reason: str
+    place: int | None
+    """Its place among those that the same devices can serve: 1 is the next one."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it was when the server answered."""
+
+    id: int
+    state: str
+    """Empty where an old server does not tell it."""
+    assignee: str
+    requested_device: str
+    assigned_device: str | None
+    device_state: str | None
+    image: str | None
+    environment: str
+    boot_config: Json
+    expires: datetime | None
+    url: str | None
+    """Where the server that owns the request serves it."""
+    reason: str | None
+    """Why it failed, if it did."""
+    waiting: Waiting | None
+    """Why it waits, while it does."""
+    raw: Json = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON, which some calls put under ``request``."""
+        nested = raw.get("request")
+        if isinstance(nested, Mapping):
+            raw = nested
+        return cls(
+            id=int(raw["id"]),
+            state=_text(raw.get("state")) or "",
+            assignee=_text(raw.get("assignee")) or "",
+            requested_device=_text(raw.get("requested_device")) or "",
+            assigned_device=_text(raw.get("assigned_device")),
+            device_state=_text(raw.get("device_state")),
+            image=_text(raw.get("image")),
+            environment=_text(raw.get("environment")) or "",
+            boot_config=_object(raw.get("boot_config")),
+            expires=_time(raw.get("expires")),
+            url=_text(raw.get("url")),
+            reason=_text(raw.get("reason")),
+            waiting=_waiting(raw),
+            raw=raw,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether its device may be used."""
+        return self.state == READY
+
+    @property
+    def ended(self) -> bool:
+        """Whether it neither has nor gets a device any more."""
+        return ended(self.state)
+
+
+@dataclass(frozen=True)
+class Status:
+    """A request's state and the newest lines of its log, the oldest first."""
+
+    state: str
+    log: tuple[LogLine, ...]
+    device: str | None
+    device_state: str | None
+    reason: str | None
+    waiting: Waiting | None
+    raw: Json = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON."""
+        return cls(
+            state=str(raw["state"]),
+            log=LogLine.parse_list(raw),
+            device=_text(raw.get("assigned_device")),
+            device_state=_text(raw.get("device_state")),
+            reason=_text(raw.get("reason")),
+            waiting=_waiting(raw),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command on a device printed, and what it returned (None: the agent does not say)."""
+
+    output: str
+    return_code: int | None
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON."""
+        return cls(output=_text(raw.get("output")) or "", return_code=_number(raw.get("return_code")))
+
+
+def ended(state: str) -> bool:
+    """Whether a request in this state neither has nor gets a device any more."""
+    return state == CLOSED or state.startswith(FAILED)
+
+
+def _text(value: object) -> str | None:
+    """A text; null and nothing mean the same to old servers and new ones."""
+    return None if value is None or value == "" else str(value)
+
+
+def _number(value: object) -> int | None:
+    return int(value) if isinstance(value, int | float) else None
+
+
+def _time(value: object) -> datetime | None:
+    """A moment in UTC, which old paths write without saying so."""
+    if not isinstance(value, str) or not value:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _object(value: object) -> Json:
+    """An object, which old paths write as a string of JSON; what is none counts as empty."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return {}
+    return value if isinstance(value, Mapping) else {}
+
+
+def _waiting(raw: Json) -> Waiting | None:
+    waiting = raw.get("waiting")
+    if not isinstance(waiting, Mapping):
+        return None
+    return Waiting(reason=_text(waiting.get("reason")) or "", place=_number(waiting.get("place")))
