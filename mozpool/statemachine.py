@@ -142,9 +142,10 @@ class State(Generic[Row]):
         """Event → handler and its declared targets, inherited ones included."""
         found: dict[str, tuple[Handler, tuple[str, ...]]] = {}
         for klass in reversed(cls.__mro__):
-            for member in vars(klass).values():
+            for name, member in vars(klass).items():
                 for declared in getattr(member, "handles", ()):
-                    found.update((event, (member, declared.to)) for event in declared.events)
+                    # By name: a subclass may override the method and inherit the declaration.
+                    found.update((event, (getattr(cls, name), declared.to)) for event in declared.events)
         return found
 
 
@@ -258,9 +259,18 @@ class Machine(Generic[Row]):
     """A set of states. Immutable once built; used from any thread."""
 
     def __init__(
-        self, name: str, states: Iterable[type[State[Row]]], *, unknown: str | None = None, tuning: Tuning | None = None
+        self,
+        name: str,
+        states: Iterable[type[State[Row]]],
+        *,
+        unknown: str | None = None,
+        tuning: Tuning | None = None,
+        on_force: Callable[[Context[Row]], None] = lambda ctx: None,
     ) -> None:
-        """``unknown`` names the state whose behaviour unrecognised state names get."""
+        """``unknown`` names the state whose behaviour unrecognised state names get.
+
+        ``on_force`` decides what else follows when a row is put into a state against its own state's will.
+        """
         self.name = name
         self.tuning = tuning or Tuning()
         self.states: dict[str, State[Row]] = {}
@@ -270,6 +280,7 @@ class Machine(Generic[Row]):
             self.states[state.name] = state()
         self._handlers = {key: type(state).handlers() for key, state in self.states.items()}
         self._unknown = unknown
+        self._on_force = on_force
 
     def state(self, name: str) -> State[Row]:
         """The state of that name; the one for unknown names when there is none. Raises KeyError without one."""
@@ -313,7 +324,10 @@ class Machine(Generic[Row]):
 
     def force(self, ctx: Context[Row], to: str) -> Decision:
         """Enter ``to`` whatever the row's state expects; its retry counters start anew."""
+        if to not in self.states:
+            raise KeyError(to)
         ctx.clear()
+        self._on_force(ctx)
         return self._enter(ctx, to)
 
     def _prepare(self, ctx: Context[Row], state: str) -> None:

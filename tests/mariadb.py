@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -45,7 +45,7 @@ class MariaDB:
         self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._log = directory / "server.log"
-        user = getpass.getuser()
+        user = pwd.getpwuid(os.geteuid()).pw_name
         data = directory / "data"
         self._common = ["--no-defaults", f"--user={user}", f"--datadir={data}", "--innodb-log-file-size=16M"]
         install = [

@@ -212,6 +212,11 @@ class Status:
             raw=raw,
         )
 
+    @property
+    def ended(self) -> bool:
+        """Whether the request neither has nor gets a device any more."""
+        return ended(self.state)
+
 
 @dataclass(frozen=True)
 class Output:

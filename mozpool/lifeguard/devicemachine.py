@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mozpool.db.devices import Device
 from mozpool.lifeguard.states import failed, install, netboot, powercycle, resting
+from mozpool.lifeguard.states.base import abandon_operation
 from mozpool.statemachine import Machine, State, Tuning
 
 STATES: tuple[type[State[Device]], ...] = (
@@ -20,7 +21,7 @@ STATES: tuple[type[State[Device]], ...] = (
 
 def device_machine(tuning: Tuning | None = None) -> Machine[Device]:
     """Build the machine; ``tuning`` changes its time limits and numbers of tries."""
-    return Machine("device", STATES, unknown="unknown", tuning=tuning)
+    return Machine("device", STATES, unknown="unknown", tuning=tuning, on_force=abandon_operation)
 
 
 CATEGORIES = ("in use", "idle", "processing", "failed", "out of service")

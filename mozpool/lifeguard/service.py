@@ -89,7 +89,7 @@ class LifeGuard:
         """
         if new not in self.driver.machine.states:
             raise BadInput.value("to", new, "the name of a device state")
-        return self.driver.force(device_id, new, expected=old, columns={"operation_claim_id": None})
+        return self.driver.force(device_id, new, expected=old)
 
     def set_status(self, device_id: int, status: str, reason: str | None = None) -> Outcome[Device]:
         """Take a device offline (locked out), or try to bring it online by a self-test.
@@ -98,10 +98,9 @@ class LifeGuard:
         """
         said = f": {reason}" if reason else ""
         if status == OFFLINE:
-            outcome = self.driver.force(device_id, "locked_out", event="offline", columns={"operation_claim_id": None})
+            outcome = self.driver.force(device_id, "locked_out", event="offline")
         elif status == ONLINE:
-            columns = {"going_offline": 1, "operation_claim_id": None}
-            outcome = self.driver.force(device_id, "start_self_test", event="online", columns=columns)
+            outcome = self.driver.force(device_id, "start_self_test", event="online", columns={"going_offline": 1})
         else:
             raise BadInput.value("status", status, "'online' or 'offline'")
         if outcome.row is not None:

@@ -143,9 +143,10 @@ class MozPool:
         return request
 
     def _repeated(self, conn: Connection, new: NewRequest) -> Request | None:
-        if new.idempotency_key is None:
+        key = _key_digest(new.idempotency_key)
+        if key is None:
             return None
-        found = requests.by_idempotency_key(conn, new.idempotency_key)
+        found = requests.by_idempotency_key(conn, key)
         if found is not None and found.body_hash != new.digest():
             raise Unprocessable(
                 f"Idempotency-Key: {new.idempotency_key!r} was used before with another body (request {found.id})",
@@ -192,7 +193,7 @@ class MozPool:
             "wait": wait,
             "queue_key": queue_key(now, new.priority, self._interval),
             "callback_url": new.callback_url,
-            "idempotency_key": new.idempotency_key,
+            "idempotency_key": _key_digest(new.idempotency_key),
             "body_hash": new.digest(),
         }
         values["criteria"] = self._criteria(values).key
@@ -298,6 +299,11 @@ class MozPool:
                 f"ignored event {event[:64]} in state {outcome.row.state}",
             )
         return outcome
+
+
+def _key_digest(key: str | None) -> str | None:
+    """Of any length and script, and told apart by case on every database."""
+    return None if key is None else hashlib.sha256(key.encode()).hexdigest()
 
 
 class Changes:

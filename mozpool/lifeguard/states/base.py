@@ -85,13 +85,22 @@ def begin_operation(ctx: DeviceContext) -> None:
     """
     device = ctx.row
     claim_id = ctx.args.get("claim_id")
-    holder = device.claim_id
-    if claim_id is None and holder is not None and device.operation_claim_id == holder:
-        if device.imaging_result is None:
-            finish_operation(ctx, BAD_DEVICE)
-    elif claim_id is not None and device.imaging_result is not None:
+    if claim_id is None:
+        abandon_operation(ctx)
+    elif device.imaging_result is not None:
         ctx.also(lambda conn: claims.set_result(conn, claim_id, None))
     ctx.set(operation_claim_id=claim_id)
+
+
+def abandon_operation(ctx: DeviceContext) -> None:
+    """A person takes the device from under its holder's operation: the holder's request need not wait for it."""
+    device = ctx.row
+    if device.claim_id is not None and device.operation_claim_id == device.claim_id and device.imaging_result is None:
+        claim_id, request_id = device.claim_id, device.request_id
+        ctx.also(lambda conn: claims.set_result(conn, claim_id, BAD_DEVICE))
+        if request_id is not None:
+            ctx.effect(TellRequest(request_id, claim_id, BAD_DEVICE))
+    ctx.set(operation_claim_id=None)
 
 
 def retry(ctx: DeviceContext, step: str, *, again: str, otherwise: str) -> str:
@@ -111,8 +120,8 @@ class AcceptsBasic(State[Device]):
 
     @on("please_self_test", to="start_self_test")
     def please_self_test(self, ctx: DeviceContext) -> str | None:
-        """Prove the device by a self-test."""
-        begin_operation(ctx)
+        """Prove the device by a self-test, which is for nobody: its success sends no result."""
+        abandon_operation(ctx)
         return None
 
     @on("please_start_maintenance", to="start_maintenance")
@@ -136,14 +145,16 @@ class AcceptsAll(AcceptsBasic):
     @on("please_image", to="start_pxe_boot")
     def please_image(self, ctx: DeviceContext) -> str | None:
         """Install an image; refused as a bad image when this hardware has no PXE config for it."""
-        begin_operation(ctx)
         name = str(ctx.args.get("image"))
         image_id = ctx.reads.image_id(name)
         if image_id is None or ctx.reads.pxe_config_for(ctx.row.hardware_type_id, image_id) is None:
             hardware = f"{ctx.row.hardware_type or 'unknown'} {ctx.row.hardware_model or ''}".strip()
             ctx.log(f"image {name} refused: no PXE config for it on hardware {hardware}")
-            finish_operation(ctx, BAD_IMAGE)
+            if ctx.args.get("claim_id") is not None:
+                begin_operation(ctx)
+                finish_operation(ctx, BAD_IMAGE)
             return STAY
+        begin_operation(ctx)
         set_next_image(ctx, image_id, _text(ctx.args.get("boot_config")))
         return None
 

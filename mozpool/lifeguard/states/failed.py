@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from mozpool.db.devices import Device
-from mozpool.lifeguard.states.base import BAD_DEVICE, AcceptsBasic, DeviceContext, finish_operation
+from mozpool.lifeguard.states.base import BAD_DEVICE, AcceptsBasic, DeviceContext, finish_operation, set_next_image
 from mozpool.statemachine import TIMEOUT, State, entry, on
 
 
@@ -17,7 +17,7 @@ class Failed(AcceptsBasic):
     def enter(self, ctx: DeviceContext) -> str | None:
         """Tell who waits for the device."""
         finish_operation(ctx, BAD_DEVICE)
-        ctx.set(next_image_id=None, next_boot_config=None)
+        set_next_image(ctx, None, None)
         if ctx.row.going_offline:
             ctx.log("did not come online: locked out again")
             return "locked_out"

@@ -10,16 +10,19 @@ from mozpool.lifeguard.effects import AwaitReboot
 from mozpool.lifeguard.states.base import DeviceContext, retry, set_image
 from mozpool.statemachine import TIMEOUT, State, on
 
-INSTALLED = ("sut_verifying", "pc_pinging")
+INSTALLED = ("sut_verifying", "pc_rebooting")
 
 
 class Installing(State[Device]):
     """What the steps of an installation share."""
 
     def after_reboot(self, ctx: DeviceContext) -> str:
-        """The new image proves itself by its agent, where it has one, else by answering pings."""
+        """The new image proves itself by its agent, where it has one.
+
+        Else it is pinged, once the live image and the boot loader, which answer too, must be over.
+        """
         ctx.clear(self.name)
-        return "sut_verifying" if ctx.row.next_image_has_agent else "pc_pinging"
+        return "sut_verifying" if ctx.row.next_image_has_agent else "pc_rebooting"
 
     def downloaded(self, ctx: DeviceContext) -> None:
         """From here on nobody knows what the device's storage holds."""
@@ -151,10 +154,10 @@ class RawRebooting(Installing):
             ctx.effect(AwaitReboot())
         return None
 
-    @on("rebooted", TIMEOUT, to=INSTALLED)
+    @on("rebooted", TIMEOUT, to=("sut_verifying", "pc_pinging"))
     def over(self, ctx: DeviceContext) -> str | None:
         """Now the image has to prove itself."""
-        return self.after_reboot(ctx)
+        return "sut_verifying" if ctx.row.next_image_has_agent else "pc_pinging"
 
 
 STATES: tuple[type[State[Device]], ...] = (

@@ -10,13 +10,14 @@ from mozpool.lifeguard.effects import AgentReboot, AwaitReboot, CheckStorage, Pi
 from mozpool.lifeguard.states.base import (
     COMPLETE,
     DeviceContext,
+    clear_pxe,
     finish_operation,
     has_power,
     retry,
     set_image,
     set_next_image,
 )
-from mozpool.statemachine import TIMEOUT, State, entry, on, when
+from mozpool.statemachine import STAY, TIMEOUT, State, entry, on, when
 
 STEP = "power_cycling"
 """The counter that all power-cycling states share."""
@@ -46,6 +47,7 @@ class PcPowerCycling(State[Device]):
         if agent_expected(ctx):
             ctx.effect(AgentReboot())
             return "pc_sut_rebooting"
+        clear_pxe(ctx)
         ctx.detail = "no power control and no agent"
         ctx.log("cannot be rebooted: it has neither power control nor an agent")
         return "failed_power_cycling"
@@ -79,7 +81,21 @@ class PcSutRebooting(State[Device]):
 
     name = "pc_sut_rebooting"
     timeout = 10
-    over = when(TIMEOUT, to="sut_verifying")
+
+    @on("power_cycle_failed", to=())
+    def failed(self, ctx: DeviceContext) -> str | None:
+        """The agent did not take the command: remembered until the moment is over, so as not to ask it at once again."""
+        ctx.count(self.name)
+        return STAY
+
+    @on(TIMEOUT, to=("sut_verifying", "pc_power_cycling", "failed_power_cycling"))
+    def over(self, ctx: DeviceContext) -> str | None:
+        """Verify the new boot; without a reboot there is none to verify."""
+        if not ctx.counters.get(self.name):
+            return "sut_verifying"
+        ctx.clear(self.name)
+        ctx.tries = ctx.tries_of(PcPowerCycling.name)
+        return retry(ctx, STEP, again="pc_power_cycling", otherwise="failed_power_cycling")
 
 
 class PcPinging(State[Device]):
@@ -105,7 +121,7 @@ class PcPinging(State[Device]):
         """Cut the power again after some tries; each time counts as a failed power cycle, so that this has an end."""
         if retry(ctx, self.name, again=self.name, otherwise="") == self.name:
             return self.name
-        ctx.tries = ctx.tries_of("pc_power_cycling")
+        ctx.tries = ctx.tries_of(PcPowerCycling.name)
         return retry(ctx, STEP, again="pc_power_cycling", otherwise="failed_power_cycling")
 
 

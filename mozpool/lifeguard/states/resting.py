@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from mozpool.db.devices import Device
 from mozpool.lifeguard.effects import CheckReady
-from mozpool.lifeguard.states.base import COMPLETE, AcceptsAll, AcceptsBasic, DeviceContext, finish_operation, set_image
+from mozpool.lifeguard.states.base import (
+    COMPLETE,
+    AcceptsAll,
+    AcceptsBasic,
+    DeviceContext,
+    finish_operation,
+    set_image,
+    set_next_image,
+)
 from mozpool.statemachine import TIMEOUT, State, on, when
 
 
@@ -75,10 +83,14 @@ class MaintenanceMode(AcceptsBasic):
     name = "maintenance_mode"
 
     def enter(self, ctx: DeviceContext) -> str | None:
-        """Whoever asked for the live image has it now."""
+        """Whoever asked for the live image has it now, unless it was given back on the way here."""
         set_image(ctx, None, None)
+        set_next_image(ctx, None, None)
         ctx.clear()
         finish_operation(ctx, COMPLETE)
+        asked_by = ctx.get("operation_claim_id")
+        if asked_by is not None and asked_by != ctx.row.claim_id:
+            ctx.within(0)
         return None
 
     @on(TIMEOUT, "released", to="start_self_test")
@@ -97,7 +109,7 @@ class SelfTestRunning(AcceptsBasic):
     def enter(self, ctx: DeviceContext) -> str | None:
         """The test may overwrite what was installed."""
         set_image(ctx, None, None)
-        ctx.set(next_image_id=None, next_boot_config=None)
+        set_next_image(ctx, None, None)
         return None
 
     @on("self_test_ok", to="ready")

@@ -1,0 +1,335 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The client: every call of the API that people and programs need, typed."""
+
+from __future__ import annotations
+
+import getpass
+import random
+import socket
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from mozpool.client.errors import BadRequest, RequestFailed, ServerUnavailable, WaitTimeout
+from mozpool.client.models import Device, Image, LogLine, Output, Request, Status
+from mozpool.client.transport import Call, Transport
+from mozpool.clock import Clock, Deadline
+
+if TYPE_CHECKING:
+    from mozpool.client.hold import Hold
+
+ANY = "any"
+
+POLL = 20.0
+"""Seconds that a server is asked to hold one long poll open; it answers at once when the state changes."""
+
+OUTAGE = 60.0
+"""Seconds without a server that waiting for a device survives: a server that is started again goes on with it."""
+
+SHORTEST_PAUSE = 0.5
+"""Seconds between two polls of a server that does not know long polls."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a waiting request is doing now."""
+
+    status: Status
+    changed: bool
+    """Whether the state is another one than at the last call."""
+    previous: str | None
+    """The state before; None at the first call."""
+    seconds: float
+    """How long the current state has been seen; with ``changed``, how long the previous one was."""
+    lines: tuple[LogLine, ...]
+    """Log lines that are new."""
+
+
+class Client:
+    """A pool of devices, as its imaging servers offer it. May be used from several threads.
+
+    Every method may raise ServerUnavailable and, by the server's answer, another ClientError.
+    """
+
+    def __init__(
+        self,
+        servers: Iterable[str] | str,
+        *,
+        timeout: float = 10.0,
+        assignee: str | None = None,
+        rng: random.Random | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """``servers``: base URLs of all imaging servers (``http://HOST:PORT``), or a text with spaces or commas.
+
+        ``timeout``: seconds that a call may take, with all repetitions and redirects. ``assignee``: for whom devices
+        are asked for: the e-mail address of a person or the host name of a machine (default: ``user@host``).
+        Raises ValueError when a server is no http or https URL.
+        """
+        self.clock = clock or Clock()
+        self.rng = rng or random.Random()
+        self.assignee = assignee or default_assignee()
+        self._transport = Transport(servers, timeout=timeout, rng=self.rng, clock=self.clock)
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The base URLs that are tried."""
+        return tuple(self._transport.servers)
+
+    # Looking
+
+    def version(self) -> str:
+        """The version of the server that answers."""
+        return str(self._get("version")["version"])
+
+    def devices(self, **filters: str | int | None) -> list[Device]:
+        """All devices that the filters leave (None asks for nothing); their names are the query keys of the API."""
+        return [Device.parse(raw) for raw in self._get("device/list", details=1, **filters)["devices"]]
+
+    def device(self, name: str) -> Device:
+        """One device. Raises NotFound."""
+        raw = self._get(f"device/{_part(name)}/details")
+        return Device.parse(raw.get("device", raw))
+
+    def images(self) -> list[Image]:
+        """What can be installed."""
+        return [Image.parse(raw) for raw in self._get("image/list")["images"]]
+
+    def environments(self) -> list[str]:
+        """The environments that devices are in."""
+        return [str(name) for name in self._get("environment/list")["environments"]]
+
+    def requests(self, *, include_closed: bool = False, **filters: str | int | None) -> list[Request]:
+        """Requests that are open or have failed and were not returned yet; with ``include_closed``, all."""
+        closed = {"include_closed": 1} if include_closed else {}
+        return [Request.parse(raw) for raw in self._get("request/list", **closed, **filters)["requests"]]
+
+    def log(self, target: int | str, *, limit: int | None = None) -> list[LogLine]:
+        """The newest lines of a request's log (by id) or a device's (by name), the oldest first. Raises NotFound."""
+        path = f"request/{target}/log" if isinstance(target, int) else f"device/{_part(target)}/log"
+        return list(LogLine.parse_list(self._get(path, limit=limit)))
+
+    # Requests
+
+    def request(
+        self,
+        device: str = ANY,
+        *,
+        image: str,
+        duration: float,
+        environment: str = ANY,
+        boot_config: Mapping[str, str] | None = None,
+        wait: float | None = None,
+        priority: int = 0,
+        hardware_type: str | None = None,
+        hardware_model: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        callback_url: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Request:
+        """Ask for a device by name, or for any that meets the conditions, with an image, for ``duration`` seconds.
+
+        ``boot_config`` holds what the image needs (:attr:`Image.boot_config_keys`). ``wait``: seconds that the request
+        may stay in the queue (default: the server's, which is not at all for a named device). The answer is there at
+        once; :meth:`wait_ready` tells when the device may be used. The call is repeated, with the same key, until
+        a server has answered it. Raises Conflict when a named device is taken, NotFound when there is no such device
+        or image, BadRequest.
+        """
+        body: dict[str, Any] = {
+            "assignee": self.assignee,
+            "image": image,
+            "duration": duration,
+            "environment": environment,
+            "priority": priority or None,
+            "wait": wait,
+            "hardware_type": hardware_type,
+            "hardware_model": hardware_model,
+            "labels": dict(labels) if labels else None,
+            "callback_url": callback_url,
+        }
+        body.update(_boot_config(boot_config, body))
+        # Not from `rng`: processes that were forked, or seeded equally, must not share a device by sharing a key.
+        key = idempotency_key or str(uuid.uuid4())
+        sent = {name: value for name, value in body.items() if value is not None}
+        answer = self._post(
+            f"device/{_part(device)}/request", sent, headers={"Idempotency-Key": key}, repeatable=True
+        )
+        return Request.parse(answer)
+
+    def get_request(self, request_id: int) -> Request:
+        """A request with all its details. Raises NotFound."""
+        return Request.parse(self._get(f"request/{request_id}/details"))
+
+    def status(self, request_id: int, *, wait: float = 0.0, state: str | None = None) -> Status:
+        """A request's state and log.
+
+        With ``wait`` (seconds, at most 60), the server answers as soon as the state is no longer ``state``.
+        Raises NotFound.
+        """
+        params = {"wait": wait, "state": state} if wait > 0 and state else {}
+        return Status.parse(self._get(f"request/{request_id}/status", extra=wait if params else 0.0, **params))
+
+    def wait_ready(
+        self,
+        request_id: int,
+        timeout: float | None = None,
+        on_change: Callable[[Progress], None] | None = None,
+        *,
+        poll: float = POLL,
+    ) -> Request:
+        """Wait until a request's device may be used, and return the request.
+
+        ``timeout``: seconds that it may take (None: as long as the request is open). ``on_change`` is called at each
+        change of state, and at least every ``poll`` seconds. Servers may go away meanwhile for up to a minute.
+        Raises RequestFailed, WaitTimeout (the request is still open then).
+        """
+        deadline = Deadline(self.clock, timeout if timeout is not None else float("inf"))
+        outage: Deadline | None = None
+        seen = _Seen(self.clock)
+        while True:
+            asked = self.clock.monotonic()
+            try:
+                status = self.status(request_id, wait=deadline.remaining(at_most=poll), state=seen.state)
+                outage = None
+            except ServerUnavailable:
+                outage = outage or Deadline(self.clock, OUTAGE)
+                if outage.expired or deadline.expired:
+                    raise
+                self.clock.sleep(deadline.remaining(at_most=1.0))
+                continue
+            progress = seen.look(status)
+            if on_change is not None:
+                on_change(progress)
+            if status.state == "ready":
+                return self.get_request(request_id)
+            if status.ended:
+                raise RequestFailed(request_id, status.state, status.reason or self._reason(request_id))
+            if deadline.expired:
+                raise WaitTimeout(request_id, status.state, timeout or 0.0)
+            if not progress.changed:
+                early = SHORTEST_PAUSE - (self.clock.monotonic() - asked)
+                self.clock.sleep(deadline.remaining(at_most=max(early, 0.0)))
+
+    def _reason(self, request_id: int) -> str | None:
+        """Why a request failed: what its details say, else the last line of its log."""
+        return self.get_request(request_id).reason
+
+    def renew(self, request_id: int, duration: float) -> None:
+        """Let the request expire in ``duration`` seconds from now. Raises BadRequest when it has ended, NotFound."""
+        self._post(f"request/{request_id}/renew", {"duration": duration}, repeatable=True)
+
+    def return_request(self, request_id: int) -> None:
+        """Give the request's device back; nothing happens when the request has ended. Raises NotFound."""
+        self._post(f"request/{request_id}/return", {}, repeatable=True)
+
+    def hold(
+        self,
+        device: str = ANY,
+        *,
+        image: str,
+        duration: float,
+        timeout: float | None = None,
+        on_change: Callable[[Progress], None] | None = None,
+        on_lost: Callable[[Exception], None] | None = None,
+        **request: Any,
+    ) -> Hold:
+        """A device for a ``with`` block: see :class:`mozpool.client.hold.Hold`."""
+        from mozpool.client.hold import Hold
+
+        request |= {"device": device, "image": image, "duration": duration}
+        return Hold(self, request, timeout=timeout, on_change=on_change, on_lost=on_lost)
+
+    # Devices
+
+    def return_device(self, name: str) -> None:
+        """Give a device back by its own name. Raises NotFound.
+
+        Not repeated: the second call might take the device from its next holder.
+        """
+        self._post(f"device/{_part(name)}/return", {"assignee": self.assignee})
+
+    def reboot(self, name: str) -> None:
+        """Reboot a device, which nobody else gets meanwhile. Raises NotFound, Conflict."""
+        self._post(f"device/{_part(name)}/reboot", {"assignee": self.assignee})
+
+    def flash(self, name: str, image: str, boot_config: Mapping[str, str] | None = None) -> None:
+        """Install an image on a device, which nobody else gets meanwhile. Raises NotFound, Conflict, BadRequest."""
+        body = {"assignee": self.assignee, "image": image}
+        self._post(f"device/{_part(name)}/flash", body | _boot_config(boot_config, body))
+
+    def set_status(self, name: str, status: str, reason: str | None = None) -> None:
+        """Take a device out of service ("offline"), or bring it back by a self-test ("online"). Raises NotFound."""
+        body = {"assignee": self.assignee, "status": status}
+        self._post(f"device/{_part(name)}/status", body | ({"reason": reason} if reason else {}))
+
+    def agent_exec(self, name: str, command: Sequence[str], timeout: float = 60.0) -> Output:
+        """Run a command on a device by its agent, for at most ``timeout`` seconds. Raises NotFound, Conflict."""
+        body = {"assignee": self.assignee, "command": list(command), "timeout": timeout}
+        return Output.parse(self._post(f"device/{_part(name)}/agent/exec", body, extra=timeout))
+
+    # Calling
+
+    def _get(self, path: str, *, extra: float = 0.0, **params: Any) -> Any:
+        sent = {name: value for name, value in params.items() if value is not None}
+        return self._transport.call(Call("GET", f"api/{path}/", params=sent, repeatable=True, extra=extra))
+
+    def _post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        headers: Mapping[str, str] | None = None,
+        repeatable: bool = False,
+        extra: float = 0.0,
+    ) -> Any:
+        call = Call("POST", f"api/{path}/", body=body, headers=headers, repeatable=repeatable, extra=extra)
+        return self._transport.call(call)
+
+
+class _Seen:
+    """What a waiting client has been told already."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since = clock.monotonic()
+        self._last_line = 0
+        self.state: str | None = None
+
+    def look(self, status: Status) -> Progress:
+        """What is new."""
+        now = self._clock.monotonic()
+        lines = tuple(line for line in status.log if line.id > self._last_line)
+        self._last_line = max((line.id for line in lines), default=self._last_line)
+        changed = status.state != self.state
+        progress = Progress(status, changed, self.state, now - self._since, lines)
+        if changed:
+            self.state, self._since = status.state, now
+        return progress
+
+
+def default_assignee() -> str:
+    """``user@host``, as far as they are known."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "nobody"
+    return f"{user}@{socket.gethostname() or 'localhost'}"
+
+
+def _part(name: str) -> str:
+    """A name as one part of a path."""
+    if name in ("", ".", ".."):
+        raise BadRequest(f"{name!r} is not a device's name", field="device")
+    return quote(name, safe="")
+
+
+def _boot_config(boot_config: Mapping[str, str] | None, body: Mapping[str, Any]) -> dict[str, str]:
+    """The image's keys, which go beside the call's own ones and must not replace them."""
+    for key in boot_config or {}:
+        if key in body:
+            raise BadRequest(f"boot_config: {key} is not a key of an image", field="boot_config")
+    return dict(boot_config or {})
