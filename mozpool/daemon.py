@@ -189,6 +189,11 @@ class Daemon:
         if decision is None or outcome.row is None or not decision.path:
             return
         had_device = getattr(outcome.row, "claim_id", None) is not None
+        if decision.writes:
+            # Claims and releases write the device's row, too.
+            device_id = getattr(outcome.row, "device_id", None) or decision.args.get("device_id")
+            if device_id is not None:
+                self.devices.forget(device_id)
         looks_again = decision.target == "finding_device" and decision.is_change
         if looks_again or (had_device and decision.target not in ("pending", "ready", "contacting_lifeguard")):
             self.matcher.wake()

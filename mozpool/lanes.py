@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -150,7 +151,7 @@ class Timers:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._heap: list[tuple[float, int, Hashable]] = []
-        self._calls: dict[Hashable, tuple[int, Work]] = {}
+        self._calls: dict[Hashable, tuple[int, Work, float]] = {}
         self._numbers = itertools.count()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -162,25 +163,33 @@ class Timers:
         self._thread = threading.Thread(target=self._run, name="timers", daemon=True)
         self._thread.start()
 
-    def set(self, key: Hashable, seconds: float, call: Work) -> None:
-        """Make ``call`` in so many seconds, in place of what was set for ``key`` before. It must be quick."""
+    def set(self, key: Hashable, seconds: float, call: Work, *, rank: float = 0) -> None:
+        """Make ``call`` in so many seconds, in place of what was set for ``key`` before. It must be quick.
+
+        What was set with a higher ``rank`` stays: threads that come late don't undo what newer ones have set.
+        """
         at = self._clock.monotonic() + max(0.0, seconds)
         with self._lock:
+            before = self._calls.get(key)
+            if before is not None and before[2] > rank:
+                return
             number = next(self._numbers)
-            self._calls[key] = (number, call)
+            self._calls[key] = (number, call, rank)
             heapq.heappush(self._heap, (at, number, key))
             if len(self._heap) > 2 * len(self._calls) + 1000:
                 # Replaced entries stay in the heap until their time; a long one is not allowed to pile up.
-                current = {number for number, _ in self._calls.values()}
+                current = {number for number, _, _ in self._calls.values()}
                 self._heap = [entry for entry in self._heap if entry[1] in current]
                 heapq.heapify(self._heap)
             if self._heap[0][1] == number:
                 self._changed.notify()
 
-    def cancel(self, key: Hashable) -> None:
-        """Forget the call of ``key``, if there is one."""
+    def cancel(self, key: Hashable, *, rank: float = math.inf) -> None:
+        """Forget the call of ``key``, if there is one that has no higher ``rank``."""
         with self._lock:
-            self._calls.pop(key, None)
+            before = self._calls.get(key)
+            if before is not None and before[2] <= rank:
+                del self._calls[key]
 
     def __contains__(self, key: Hashable) -> bool:
         with self._lock:

@@ -15,8 +15,10 @@ from collections import deque
 from datetime import datetime
 from typing import Literal
 
+from sqlalchemy.exc import DBAPIError
+
 from mozpool.clock import Clock
-from mozpool.db import logs
+from mozpool.db import logs, upkeep
 from mozpool.db.engine import Database
 from mozpool.db.tables import device_logs, request_logs
 from mozpool.errors import DatabaseAway
@@ -49,6 +51,8 @@ class Logbook:
 
     def add(self, kind: Kind, row_id: int, name: str, source: str, message: str, level: int = logging.INFO) -> None:
         """Note a line for the device or request with this id; ``name`` is what the process's log calls it."""
+        # What no database can store (half a surrogate pair from a device's garbage) must not spoil a whole batch.
+        message = message.encode("utf-8", "replace").decode("utf-8")
         logging.getLogger(f"mozpool.{kind}").log(level, "%s: %s", name, message)
         with self._lock:
             if len(self._lines) >= LIMIT:
@@ -64,12 +68,23 @@ class Logbook:
                     batch = [self._lines[i] for i in range(min(BATCH, len(self._lines)))]
                 if not batch:
                     return
-                self._database.run(lambda conn, batch=batch: self._write(conn, batch))  # type: ignore[misc]
+                self._write_batch(batch)
                 with self._lock:
                     for line in batch:
                         # Lines may have been dropped at the left end while the batch was being written.
                         if self._lines and self._lines[0] is line:
                             self._lines.popleft()
+
+    def _write_batch(self, batch: list[tuple[Kind, int, datetime, str, str]]) -> None:
+        """Write these lines in one transaction; the first for days may have to make room for today's."""
+        try:
+            self._database.run(lambda conn: self._write(conn, batch))
+        except DBAPIError as error:
+            if not upkeep.lacks_partition(error):
+                raise
+            log.warning("the log tables have no partition for today: nobody has looked after them for days")
+            upkeep.prepare_logs(self._database)
+            self._database.run(lambda conn: self._write(conn, batch))
 
     @staticmethod
     def _write(conn: object, batch: list[tuple[Kind, int, datetime, str, str]]) -> None:
@@ -109,3 +124,5 @@ class Logbook:
             self.flush()
         except DatabaseAway as error:
             log.warning("the last log lines are lost: %s", error)
+        except Exception:
+            log.exception("the last log lines are lost")

@@ -27,12 +27,18 @@ from sqlalchemy.exc import IntegrityError
 from mozpool.clock import Clock
 from mozpool.db.claims import ClaimLost
 from mozpool.db.engine import Database
-from mozpool.errors import Conflict, DatabaseAway, HardwareError, LaneError
+from mozpool.errors import Conflict, DatabaseAway, HardwareError, LaneError, MozpoolError
 from mozpool.lanes import Lanes, Timers
 from mozpool.logbook import Kind, Logbook
 from mozpool.statemachine import TIMEOUT, Context, Decision, Effect, Machine, MachineRow, Row
 
 log = logging.getLogger("mozpool.driver")
+
+REMEMBERED = 50_000
+"""How many rows are remembered as this process last wrote them."""
+
+FRESH = 0.5
+"""Seconds within which an effect may start on the row that was just written for it, without another look."""
 
 RACES = 50
 """How often a transition may lose against other writers of its row before that counts as a fault."""
@@ -40,6 +46,10 @@ RACES = 50
 
 class LostRace(Exception):
     """Somebody else wrote the row since it was loaded."""
+
+
+class NotDue(Exception):
+    """What was due when a row was looked at is not due any more: it was renewed, or its effect has just started."""
 
 
 class Store(Protocol[Row]):
@@ -83,6 +93,14 @@ class Store(Protocol[Row]):
         """The claim that the row takes part in, for the history."""
         ...
 
+    def after(self, row: Row, change: Change) -> Row | None:
+        """The row as it is after a change that wrote nothing else; None when only the database can tell."""
+        ...
+
+    def may_remember(self, event: str) -> bool:
+        """Whether an event may be decided on the row as this process last wrote it (its version still guards it)."""
+        ...
+
 
 @dataclass(frozen=True)
 class Change:
@@ -92,7 +110,7 @@ class Change:
     path: tuple[str, ...]
     event: str
     columns: Mapping[str, Any]
-    counters: str
+    counters: Mapping[str, int]
     deadline: datetime | None
     now: datetime
     token: str
@@ -107,7 +125,7 @@ class Change:
     def values(self, row: Any) -> dict[str, Any]:
         """All columns to write; a change without a path leaves state, deadline and attempt alone."""
         values = dict(self.columns)
-        values["state_counters"] = self.counters
+        values["state_counters"] = json.dumps(self.counters, sort_keys=True)
         values["token"] = self.token
         if self.path:
             values["state"] = self.target
@@ -209,6 +227,27 @@ class Driver(Generic[Row]):
         self.effects: Effects[Row] | None = None
         self._checkpoint = checkpoint
         self._stopping = threading.Event()
+        self._remembered: dict[int, Row] = {}
+
+    # Rows as this process last wrote them: they save the load before a transition, whose write has their version.
+
+    def remembered(self, row_id: int) -> Row | None:
+        """The row as it was last written here; others may have written it since."""
+        return self._remembered.get(row_id)
+
+    def forget(self, row_id: int) -> None:
+        """The row was written by other hands."""
+        self._remembered.pop(row_id, None)
+
+    def _remember(self, row_id: int, row: Row | None) -> None:
+        if row is None:
+            self._remembered.pop(row_id, None)
+            return
+        before = self._remembered.get(row_id)
+        if before is None and len(self._remembered) >= REMEMBERED:
+            self._remembered.clear()
+        if before is None or before.version < row.version:
+            self._remembered[row_id] = row
 
     # Events
 
@@ -221,18 +260,22 @@ class Driver(Generic[Row]):
         attempt: int | None = None,
         guard: Callable[[Row], None] | None = None,
         columns: Mapping[str, Any] | None = None,
+        row: Row | None = None,
     ) -> Outcome[Row]:
         """Let a row's state deal with an event.
 
         With ``attempt`` the event counts for that attempt only; ``guard`` looks at the loaded row and may raise
-        Conflict; ``columns`` are written along with whatever the machine decides.
+        Conflict; ``columns`` are written along with whatever the machine decides. ``row`` is the row where the caller
+        has just read it.
         Raises DatabaseAway, and what ``guard`` raises.
         """
 
         def decide(ctx: Context[Row]) -> Decision | None:
             return self.machine.decide(ctx)
 
-        return self._transition(row_id, event, args, decide, attempt=attempt, guard=guard, columns=columns)
+        if row is None and self.store.may_remember(event):
+            row = self.remembered(row_id)
+        return self._transition(row_id, event, args, decide, attempt=attempt, guard=guard, columns=columns, row=row)
 
     def force(
         self,
@@ -269,15 +312,26 @@ class Driver(Generic[Row]):
         attempt: int | None = None,
         guard: Callable[[Row], None] | None = None,
         columns: Mapping[str, Any] | None = None,
+        row: Row | None = None,
     ) -> Outcome[Row]:
         token = f"{self.rng.getrandbits(128):032x}"
         last: list[Outcome[Row]] = []
+        known = [row] if row is not None else []
 
         def work(conn: Connection) -> Outcome[Row]:
-            row = self.store.load(conn, row_id)
+            if known:
+                # A row that is remembered is good for a change, which has its version; for anything else it is loaded.
+                try:
+                    outcome = step(conn, known.pop())
+                    if outcome.status in ("moved", "stayed"):
+                        return outcome
+                except MozpoolError:
+                    pass
+            loaded = self.store.load(conn, row_id)
+            return Outcome("gone") if loaded is None else step(conn, loaded)
+
+        def step(conn: Connection, row: Row) -> Outcome[Row]:
             self._checkpoint("loaded")
-            if row is None:
-                return Outcome("gone")
             if attempt is not None and row.attempt != attempt:
                 return Outcome("stale", row)
             if guard is not None:
@@ -295,6 +349,7 @@ class Driver(Generic[Row]):
             last[:] = [outcome]
             if decision.path or decision.columns or decision.writes or decision.counters != dict(row.state_counters):
                 if not self.store.write(conn, row, change):
+                    self.forget(row_id)
                     raise LostRace
                 for write in decision.writes:
                     write(conn)
@@ -316,6 +371,11 @@ class Driver(Generic[Row]):
         else:
             raise DatabaseAway(f"{self.store.kind} {row_id} is written by others all the time")
         self._checkpoint("committed")
+        if outcome.row is None:
+            self.forget(row_id)
+        elif outcome.change is not None and outcome.decision is not None:
+            unknown = bool(outcome.decision.writes)
+            self._remember(row_id, None if unknown else self.store.after(outcome.row, outcome.change))
         self._after_commit(outcome)
         return outcome
 
@@ -326,7 +386,7 @@ class Driver(Generic[Row]):
             path=decision.path,
             event=decision.event,
             columns=decision.columns,
-            counters=json.dumps(decision.counters, sort_keys=True),
+            counters=decision.counters,
             deadline=deadline,
             now=now,
             token=token,
@@ -350,12 +410,16 @@ class Driver(Generic[Row]):
             self.logbook.add(kind, row.id, row.name, "statemachine", line)
         if self.store.is_ours(row):
             if decision.path:
-                self._set_timer(row.id, self._next_deadline(row, decision.target, change.deadline))
+                self._set_timer(row.id, self._next_deadline(row, decision.target, change.deadline), row.attempt + 1)
             if self.effects is not None:
                 for effect in decision.effects:
                     self.effects.submit(row, row.attempt + (1 if decision.path else 0), decision, effect)
         for observer in self.observers:
-            observer(outcome)
+            try:
+                observer(outcome)
+            except Exception:
+                # The transition is committed, and the other observers must hear of it.
+                log.exception("an observer of %s %d failed", kind, row.id)
 
     # Deadlines
 
@@ -368,13 +432,14 @@ class Driver(Generic[Row]):
             return deadline
         return expiry[1] if deadline is None else min(deadline, expiry[1])
 
-    def _set_timer(self, row_id: int, deadline: datetime | None) -> None:
+    def _set_timer(self, row_id: int, deadline: datetime | None, attempt: int) -> None:
+        """Look at the row at its deadline. A thread that comes late with an older attempt's changes nothing."""
         key = (self.store.kind, row_id)
         if deadline is None:
-            self.timers.cancel(key)
+            self.timers.cancel(key, rank=attempt)
             return
         seconds = (deadline - self.clock.now()).total_seconds()
-        self.timers.set(key, seconds, lambda: self.wake(row_id))
+        self.timers.set(key, seconds, lambda: self.wake(row_id), rank=attempt)
 
     def wake(self, row_id: int) -> None:
         """Have a worker look at a row now: something is or may be due."""
@@ -382,8 +447,8 @@ class Driver(Generic[Row]):
         self.quick.submit((kind, row_id), lambda: self._look_at(row_id), f"{kind} {row_id} due")
 
     def watch(self, row_id: int, deadline: datetime) -> None:
-        """Look at a row that was just stored when its deadline comes."""
-        self._set_timer(row_id, deadline)
+        """Look at a row that was just stored when its deadline comes; nothing happens when it has moved on already."""
+        self._set_timer(row_id, deadline, 0)
 
     def _look_at(self, row_id: int) -> None:
         self.look_at(row_id)
@@ -398,16 +463,24 @@ class Driver(Generic[Row]):
             now = self.clock.now()
             event = self._due_event(row, now)
             if event is None:
-                self._set_timer(row_id, self._next_deadline(row, row.state, row.state_timeout))
+                self._set_timer(row_id, self._next_deadline(row, row.state, row.state_timeout), row.attempt)
                 return None
             if event == TIMEOUT and self.effects is not None and self.effects.waits(row_id, row.attempt):
                 self._more_time(row, row.attempt, now)
                 return None
-            outcome = self.handle(row_id, event, attempt=row.attempt)
+
+            def still_due(found: Row) -> None:
+                if self._due_event(found, self.clock.now()) != event:
+                    raise NotDue
+
+            outcome = self.handle(row_id, event, attempt=row.attempt, guard=still_due, row=row)
             if outcome.status == "ignored":
                 # Nothing will ever happen at this deadline: without this it would be due for ever.
                 self.database.run(lambda conn: self.store.postpone(conn, row_id, row.attempt, None))
             return outcome
+        except NotDue:
+            self.wake(row_id)
+            return None
         except DatabaseAway as error:
             log.debug("%s %d is due but %s", self.store.kind, row_id, error)
             self.timers.set((self.store.kind, row_id), 1.0, lambda: self.wake(row_id))
@@ -426,7 +499,7 @@ class Driver(Generic[Row]):
         limit = self.machine.timeout_of(row.state) or 1.0
         deadline = now + timedelta(seconds=limit)
         if self.database.run(lambda conn: self.store.postpone(conn, row.id, attempt, deadline)):
-            self._set_timer(row.id, self._next_deadline(row, row.state, deadline))
+            self._set_timer(row.id, self._next_deadline(row, row.state, deadline), attempt)
 
     def effect_starts(self, row: Row, attempt: int) -> None:
         """The time limit counts from when the effect starts: move the deadline if it waited for long."""
@@ -446,13 +519,13 @@ class Driver(Generic[Row]):
         now = self.clock.now()
         with self.database.read() as conn:
             found = self.store.due(conn, now + timedelta(seconds=horizon), limit)
-        for row_id, _, deadline in found:
+        for row_id, attempt, deadline in found:
             key = (self.store.kind, row_id)
             if key in self.timers:
                 continue
             if deadline <= now and jitter:
                 deadline = now + timedelta(seconds=self.rng.uniform(0, jitter))
-            self._set_timer(row_id, deadline)
+            self._set_timer(row_id, deadline, attempt)
         return len(found)
 
     # Results
@@ -484,6 +557,8 @@ class _Job:
     effect: Effect
     attempt: int
     lane: str | None
+    queued: float
+    """When, on the monotonic clock."""
     started: bool = False
     runs: int = 0
 
@@ -525,14 +600,18 @@ class Effects(Generic[Row]):
         """Queue an effect of a committed transition, in place of one that still waits in the same slot."""
         try:
             lane = self._performer.lane(row, effect)
-        except HardwareError as error:
-            self._failed(row.id, row.name, effect, attempt, error)
+        except MozpoolError as error:
+            self._failed(row.id, row.name, effect, attempt, _hardware_error(row.name, effect, error))
             return
-        self._queue(_Job(row.id, row.name, effect, attempt, lane))
+        self._queue(_Job(row.id, row.name, effect, attempt, lane, self._driver.clock.monotonic()))
 
     def _queue(self, job: _Job) -> None:
+        slot = (job.row_id, job.effect.channel)
         with self._lock:
-            self._slots[(job.row_id, job.effect.channel)] = job
+            queued = self._slots.get(slot)
+            if queued is not None and queued.attempt > job.attempt:
+                return  # this thread comes late: a newer transition's effect is there already
+            self._slots[slot] = job
             if job.effect.bound:
                 self._channels.add(job.effect.channel)
             held = self._held.get(job.lane) if job.lane is not None else None
@@ -551,6 +630,14 @@ class Effects(Generic[Row]):
         return self._slots.get((job.row_id, job.effect.channel)) is job
 
     def _run(self, job: _Job) -> None:
+        try:
+            self._start(job)
+        except Exception:
+            # A job that stayed in its slot would keep its row waiting for ever; the time limit does it again.
+            self._drop(job)
+            raise
+
+    def _start(self, job: _Job) -> None:
         with self._lock:
             if not self._current(job):
                 return
@@ -559,8 +646,7 @@ class Effects(Generic[Row]):
                 held.append(job)
                 return
         try:
-            with self._driver.database.read() as conn:
-                row = self._driver.store.load(conn, job.row_id)
+            row = self._look_again(job)
         except DatabaseAway:
             self._again(job, 1.0)
             return
@@ -577,6 +663,15 @@ class Effects(Generic[Row]):
         self._driver._checkpoint("effect")
         self._perform(job, row)
 
+    def _look_again(self, job: _Job) -> Row | None:
+        """The row as it is now; as it was written a moment ago, when that was here and for this very effect."""
+        row = self._driver.remembered(job.row_id)
+        fresh = self._driver.clock.monotonic() - job.queued < FRESH
+        if fresh and row is not None and row.attempt == job.attempt and job.runs == 0:
+            return row
+        with self._driver.database.read() as conn:
+            return self._driver.store.load(conn, job.row_id)
+
     def _perform(self, job: _Job, row: Row) -> None:
         event: Event | None = None
         job.runs += 1
@@ -588,6 +683,12 @@ class Effects(Generic[Row]):
         except HardwareError as error:
             self._lane_answers(job.lane)
             event = self._failure_event(job, error)
+        except DatabaseAway as error:
+            log.debug("%s of %s waits: %s", type(job.effect).__name__, job.name, error)
+            self._again(job, 1.0)
+            return
+        except MozpoolError as error:
+            event = self._failure_event(job, _hardware_error(job.name, job.effect, error))
         except Exception as error:
             log.exception("%s of %s broke", type(job.effect).__name__, job.name)
             event = self._failure_event(job, HardwareError(job.name, type(job.effect).__name__, repr(error)))
@@ -638,9 +739,19 @@ class Effects(Generic[Row]):
                     return
             self._workers.submit(job.lane, lambda: self._run(job), f"{type(job.effect).__name__} of {job.name}")
 
-        self._driver.timers.set(key, seconds, call)
+        with self._lock:
+            # The key is the slot's: one that was replaced must not take the place of the timer of its successor.
+            if self._current(job):
+                self._driver.timers.set(key, seconds, call)
 
     # Breakers
+
+    def _tell_lane(self, lane: str, state: str, reason: str | None) -> None:
+        try:
+            self._on_lane(lane, state, reason)
+        except Exception:
+            # Whoever listens must not keep a lane held, or the jobs of a mended one from going on.
+            log.exception("nobody could be told that %s is %s", lane, state)
 
     def lane_states(self) -> dict[str, str]:
         """Lane → ``suspect`` or ``failed``, for lanes that are not ``ok``."""
@@ -655,7 +766,7 @@ class Effects(Generic[Row]):
         with self._lock:
             if not self._failures.pop(lane, 0):
                 return
-        self._on_lane(lane, "ok", None)
+        self._tell_lane(lane, "ok", None)
 
     def _lane_failed(self, job: _Job, error: LaneError) -> None:
         lane = job.lane
@@ -669,11 +780,11 @@ class Effects(Generic[Row]):
             failures = self._failures[lane]
         if opens:
             log.error("%s failed %d times in a row (%s): its devices wait", error.culprit, failures, error.reason)
-            self._on_lane(lane, "failed", error.reason)
             self._probe_later(lane)
+            self._tell_lane(lane, "failed", error.reason)
         elif failures == 1:
             log.warning("%s failed: %s", error.culprit, error.reason)
-            self._on_lane(lane, "suspect", error.reason)
+            self._tell_lane(lane, "suspect", error.reason)
 
     def _probe_later(self, lane: str) -> None:
         self._driver.timers.set(
@@ -683,6 +794,9 @@ class Effects(Generic[Row]):
         )
 
     def _probe(self, lane: str) -> None:
+        with self._lock:
+            if lane not in self._held:
+                return  # another probe was faster
         try:
             self._performer.probe_lane(lane)
         except HardwareError as error:
@@ -697,7 +811,7 @@ class Effects(Generic[Row]):
             jobs = self._held.pop(lane, [])
             self._failures.pop(lane, None)
         log.warning("%s answers again: %d devices go on", lane, len(jobs))
-        self._on_lane(lane, "ok", None)
+        self._tell_lane(lane, "ok", None)
         for job in jobs:
             with self._lock:
                 current = self._current(job)
@@ -710,6 +824,13 @@ class Effects(Generic[Row]):
             held = [lane for lane in self._held if lanes is None or lane in lanes]
         for lane in held:
             self._workers.submit(lane, lambda lane=lane: self._probe(lane), f"probe of {lane}")  # type: ignore[misc]
+
+
+def _hardware_error(name: str, effect: Effect, error: MozpoolError) -> HardwareError:
+    """The same as an operation's failure: a backend that does not exist, for one."""
+    if isinstance(error, HardwareError):
+        return error
+    return HardwareError(name, type(effect).__name__, error.message)
 
 
 LOST_CLAIM = (ClaimLost, IntegrityError)

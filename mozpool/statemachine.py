@@ -232,6 +232,7 @@ class Decision:
     """What a machine decided: everything that the driver writes in one transaction, and does after it."""
 
     event: str
+    args: Mapping[str, Any]
     source: str
     path: tuple[str, ...]
     """The states entered, in order; empty when the event was dealt with without a transition."""
@@ -355,6 +356,7 @@ class Machine(Generic[Row]):
     def _decision(self, ctx: Context[Row], path: tuple[str, ...], timeout: float | None) -> Decision:
         return Decision(
             event=ctx.event,
+            args=ctx.args,
             source=ctx.row.state,
             path=path,
             columns=dict(ctx.columns),

@@ -70,7 +70,7 @@ END
 //
 
 -- To be called once a day: 14 days of logs are kept, one day ahead is prepared; requests go a week after they expired,
--- unless they still hold a device.
+-- unless they are not at their end or still hold a device.
 DROP PROCEDURE IF EXISTS dbcron
 //
 CREATE PROCEDURE dbcron()
@@ -79,12 +79,14 @@ BEGIN
     CALL update_log_partitions('request_logs', 14, 1);
     DELETE FROM requests
         WHERE expires < UTC_TIMESTAMP() - INTERVAL 7 DAY
+            AND (state = 'closed' OR LEFT(state, 7) = 'failed_')
             AND NOT EXISTS (SELECT 1 FROM device_requests WHERE device_requests.request_id = requests.id);
 END
 //
 
 -- For rsyslog: a line that a device logged. Lines of unknown devices are dropped; a time that is none, or that no
--- partition is kept for, becomes now.
+-- partition is kept for, becomes now; when that is for want of today's partition, because nobody called for days, it is
+-- made first.
 DROP PROCEDURE IF EXISTS insert_device_log_entry
 //
 CREATE PROCEDURE insert_device_log_entry(device VARCHAR(255), logged_at VARCHAR(64), log_source VARCHAR(255), log_message TEXT)
@@ -101,8 +103,11 @@ BEGIN
         END IF;
         BEGIN
             DECLARE CONTINUE HANDLER FOR 1292, 1526
+            BEGIN
+                CALL update_log_partitions('device_logs', 14, 1);
                 INSERT INTO device_logs (device_id, ts, source, message)
                     VALUES (logged_by, NOW(), LEFT(log_source, 32), TRIM(log_message));
+            END;
             INSERT INTO device_logs (device_id, ts, source, message)
                 VALUES (logged_by, moment, LEFT(log_source, 32), TRIM(log_message));
         END;

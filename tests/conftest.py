@@ -18,9 +18,6 @@ from mozpool.db.engine import Database
 from mozpool.db.tables import metadata
 from tests.mariadb import MariaDB, missing, running
 
-# pytest-alembic, where it is installed, takes this file for a place of its tests, and breaks pytest 9.2 by that.
-collect_ignore = ["conftest.py"]
-
 BOTH = ["sqlite", pytest.param("mysql", marks=pytest.mark.mysql)]
 
 

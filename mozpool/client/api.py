@@ -11,16 +11,14 @@ import socket
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from mozpool.client.errors import BadRequest, RequestFailed, ServerUnavailable, WaitTimeout
+from mozpool.client.hold import Hold
 from mozpool.client.models import Device, Image, LogLine, Output, Request, Status
 from mozpool.client.transport import Call, Transport
 from mozpool.clock import Clock, Deadline
-
-if TYPE_CHECKING:
-    from mozpool.client.hold import Hold
 
 ANY = "any"
 
@@ -38,6 +36,7 @@ SHORTEST_PAUSE = 0.5
 class Progress:
     """What a waiting request is doing now."""
 
+    request_id: int
     status: Status
     changed: bool
     """Whether the state is another one than at the last call."""
@@ -86,9 +85,34 @@ class Client:
         """The version of the server that answers."""
         return str(self._get("version")["version"])
 
-    def devices(self, **filters: str | int | None) -> list[Device]:
-        """All devices that the filters leave (None asks for nothing); their names are the query keys of the API."""
-        return [Device.parse(raw) for raw in self._get("device/list", details=1, **filters)["devices"]]
+    def devices(
+        self,
+        *,
+        state: str | None = None,
+        claimed: bool | None = None,
+        image: str | None = None,
+        environment: str | None = None,
+        hardware_type: str | None = None,
+        hardware_model: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        **filters: str | int | None,
+    ) -> list[Device]:
+        """The devices that meet all conditions (None asks for nothing); ``claimed``: whether somebody has it.
+
+        Other filters are the query keys of newer servers.
+        """
+        filters |= {
+            "state": state,
+            "claimed": None if claimed is None else str(claimed).lower(),
+            "image": image,
+            "environment": environment,
+            "hardware_type": hardware_type,
+            "hardware_model": hardware_model,
+        }
+        label = [f"{name}={value}" for name, value in (labels or {}).items()]
+        return [
+            Device.parse(raw) for raw in self._get("device/list", {"details": 1, "label": label, **filters})["devices"]
+        ]
 
     def device(self, name: str) -> Device:
         """One device. Raises NotFound."""
@@ -106,12 +130,12 @@ class Client:
     def requests(self, *, include_closed: bool = False, **filters: str | int | None) -> list[Request]:
         """Requests that are open or have failed and were not returned yet; with ``include_closed``, all."""
         closed = {"include_closed": 1} if include_closed else {}
-        return [Request.parse(raw) for raw in self._get("request/list", **closed, **filters)["requests"]]
+        return [Request.parse(raw) for raw in self._get("request/list", {**closed, **filters})["requests"]]
 
     def log(self, target: int | str, *, limit: int | None = None) -> list[LogLine]:
         """The newest lines of a request's log (by id) or a device's (by name), the oldest first. Raises NotFound."""
         path = f"request/{target}/log" if isinstance(target, int) else f"device/{_part(target)}/log"
-        return list(LogLine.parse_list(self._get(path, limit=limit)))
+        return list(LogLine.parse_list(self._get(path, {"limit": limit})))
 
     # Requests
 
@@ -155,9 +179,7 @@ class Client:
         # Not from `rng`: processes that were forked, or seeded equally, must not share a device by sharing a key.
         key = idempotency_key or str(uuid.uuid4())
         sent = {name: value for name, value in body.items() if value is not None}
-        answer = self._post(
-            f"device/{_part(device)}/request", sent, headers={"Idempotency-Key": key}, repeatable=True
-        )
+        answer = self._post(f"device/{_part(device)}/request", sent, headers={"Idempotency-Key": key}, repeatable=True)
         return Request.parse(answer)
 
     def get_request(self, request_id: int) -> Request:
@@ -171,7 +193,7 @@ class Client:
         Raises NotFound.
         """
         params = {"wait": wait, "state": state} if wait > 0 and state else {}
-        return Status.parse(self._get(f"request/{request_id}/status", extra=wait if params else 0.0, **params))
+        return Status.parse(self._get(f"request/{request_id}/status", params, extra=wait if params else 0.0))
 
     def wait_ready(
         self,
@@ -189,7 +211,7 @@ class Client:
         """
         deadline = Deadline(self.clock, timeout if timeout is not None else float("inf"))
         outage: Deadline | None = None
-        seen = _Seen(self.clock)
+        seen = _Seen(request_id, self.clock)
         while True:
             asked = self.clock.monotonic()
             try:
@@ -207,16 +229,12 @@ class Client:
             if status.state == "ready":
                 return self.get_request(request_id)
             if status.ended:
-                raise RequestFailed(request_id, status.state, status.reason or self._reason(request_id))
+                raise RequestFailed(request_id, status.state, status.reason or self.get_request(request_id).reason)
             if deadline.expired:
                 raise WaitTimeout(request_id, status.state, timeout or 0.0)
             if not progress.changed:
                 early = SHORTEST_PAUSE - (self.clock.monotonic() - asked)
                 self.clock.sleep(deadline.remaining(at_most=max(early, 0.0)))
-
-    def _reason(self, request_id: int) -> str | None:
-        """Why a request failed: what its details say, else the last line of its log."""
-        return self.get_request(request_id).reason
 
     def renew(self, request_id: int, duration: float) -> None:
         """Let the request expire in ``duration`` seconds from now. Raises BadRequest when it has ended, NotFound."""
@@ -235,46 +253,57 @@ class Client:
         timeout: float | None = None,
         on_change: Callable[[Progress], None] | None = None,
         on_lost: Callable[[Exception], None] | None = None,
+        poll: float = POLL,
         **request: Any,
     ) -> Hold:
         """A device for a ``with`` block: see :class:`mozpool.client.hold.Hold`."""
-        from mozpool.client.hold import Hold
-
         request |= {"device": device, "image": image, "duration": duration}
-        return Hold(self, request, timeout=timeout, on_change=on_change, on_lost=on_lost)
+        return Hold(self, request, timeout=timeout, on_change=on_change, on_lost=on_lost, poll=poll)
 
-    # Devices
+    # Devices. The holder of a device says so by the id of its request: Conflict when that does not have it (any more).
 
-    def return_device(self, name: str) -> None:
-        """Give a device back by its own name. Raises NotFound.
+    def return_device(self, name: str, *, request_id: int | None = None) -> None:
+        """Give a device back by its own name. Raises NotFound, Conflict.
 
         Not repeated: the second call might take the device from its next holder.
         """
-        self._post(f"device/{_part(name)}/return", {"assignee": self.assignee})
+        self._post(f"device/{_part(name)}/return", self._actor(request_id))
 
-    def reboot(self, name: str) -> None:
+    def reboot(self, name: str, *, request_id: int | None = None) -> None:
         """Reboot a device, which nobody else gets meanwhile. Raises NotFound, Conflict."""
-        self._post(f"device/{_part(name)}/reboot", {"assignee": self.assignee})
+        self._post(f"device/{_part(name)}/reboot", self._actor(request_id))
 
-    def flash(self, name: str, image: str, boot_config: Mapping[str, str] | None = None) -> None:
+    def flash(
+        self,
+        name: str,
+        image: str,
+        boot_config: Mapping[str, str] | None = None,
+        *,
+        request_id: int | None = None,
+    ) -> None:
         """Install an image on a device, which nobody else gets meanwhile. Raises NotFound, Conflict, BadRequest."""
-        body = {"assignee": self.assignee, "image": image}
+        body = {**self._actor(request_id), "image": image}
         self._post(f"device/{_part(name)}/flash", body | _boot_config(boot_config, body))
 
     def set_status(self, name: str, status: str, reason: str | None = None) -> None:
         """Take a device out of service ("offline"), or bring it back by a self-test ("online"). Raises NotFound."""
-        body = {"assignee": self.assignee, "status": status}
-        self._post(f"device/{_part(name)}/status", body | ({"reason": reason} if reason else {}))
+        body = {**self._actor(None), "status": status, "reason": reason}
+        self._post(f"device/{_part(name)}/status", body)
 
-    def agent_exec(self, name: str, command: Sequence[str], timeout: float = 60.0) -> Output:
+    def agent_exec(
+        self, name: str, command: Sequence[str], timeout: float = 60.0, *, request_id: int | None = None
+    ) -> Output:
         """Run a command on a device by its agent, for at most ``timeout`` seconds. Raises NotFound, Conflict."""
-        body = {"assignee": self.assignee, "command": list(command), "timeout": timeout}
+        body = {**self._actor(request_id), "command": list(command), "timeout": timeout}
         return Output.parse(self._post(f"device/{_part(name)}/agent/exec", body, extra=timeout))
+
+    def _actor(self, request_id: int | None) -> dict[str, Any]:
+        return {"assignee": self.assignee, "request_id": request_id}
 
     # Calling
 
-    def _get(self, path: str, *, extra: float = 0.0, **params: Any) -> Any:
-        sent = {name: value for name, value in params.items() if value is not None}
+    def _get(self, path: str, params: Mapping[str, Any] | None = None, *, extra: float = 0.0) -> Any:
+        sent = {name: value for name, value in (params or {}).items() if value is not None}
         return self._transport.call(Call("GET", f"api/{path}/", params=sent, repeatable=True, extra=extra))
 
     def _post(
@@ -286,14 +315,16 @@ class Client:
         repeatable: bool = False,
         extra: float = 0.0,
     ) -> Any:
-        call = Call("POST", f"api/{path}/", body=body, headers=headers, repeatable=repeatable, extra=extra)
+        sent = {name: value for name, value in body.items() if value is not None}
+        call = Call("POST", f"api/{path}/", body=sent, headers=headers, repeatable=repeatable, extra=extra)
         return self._transport.call(call)
 
 
 class _Seen:
     """What a waiting client has been told already."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, request_id: int, clock: Clock) -> None:
+        self._request_id = request_id
         self._clock = clock
         self._since = clock.monotonic()
         self._last_line = 0
@@ -305,7 +336,7 @@ class _Seen:
         lines = tuple(line for line in status.log if line.id > self._last_line)
         self._last_line = max((line.id for line in lines), default=self._last_line)
         changed = status.state != self.state
-        progress = Progress(status, changed, self.state, now - self._since, lines)
+        progress = Progress(self._request_id, status, changed, self.state, now - self._since, lines)
         if changed:
             self.state, self._since = status.state, now
         return progress

@@ -56,7 +56,7 @@ class Conflict(ClientError):
 
 
 class RequestFailed(ClientError):
-    """A request ended, or lost its device; ``state`` is its last state, ``reason`` says why, if that is known."""
+    """A request ended; ``state`` is its last state, ``reason`` says why, if that is known."""
 
     def __init__(self, request_id: int, state: str, reason: str | None = None) -> None:
         because = f": {reason}" if reason else ""
@@ -66,10 +66,16 @@ class RequestFailed(ClientError):
         self.reason = reason
 
 
+class DeviceLost(ClientError):
+    """A device that was held is held no longer: its request was closed by somebody, or could not be renewed."""
+
+
 class WaitTimeout(ClientError):
     """A request was not ready in the time that the caller gave it; it is still open, in ``state``."""
 
     def __init__(self, request_id: int, state: str, seconds: float) -> None:
-        super().__init__(f"request {request_id} was not ready within {seconds:g} s: it is in state {state or 'unknown'}")
+        super().__init__(
+            f"request {request_id} was not ready within {seconds:g} s: it is in state {state or 'unknown'}"
+        )
         self.request_id = request_id
         self.state = state

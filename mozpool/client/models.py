@@ -126,7 +126,7 @@ class Waiting:
     """Why a request has no device yet."""
 
     reason: str
-    place: int | None
+    place: int
     """Its place among those that the same devices can serve: 1 is the next one."""
 
 
@@ -148,7 +148,7 @@ class Request:
     url: str | None
     """Where the server that owns the request serves it."""
     reason: str | None
-    """Why it failed, if it did."""
+    """Why it failed or was closed, or why it waits."""
     waiting: Waiting | None
     """Why it waits, while it does."""
     raw: Json = field(repr=False, compare=False)
@@ -267,7 +267,6 @@ def _object(value: object) -> Json:
 
 
 def _waiting(raw: Json) -> Waiting | None:
-    waiting = raw.get("waiting")
-    if not isinstance(waiting, Mapping):
-        return None
-    return Waiting(reason=_text(waiting.get("reason")) or "", place=_number(waiting.get("place")))
+    """The reason is why a request waits as long as it has a place in the queue, and why it failed afterwards."""
+    place = _number(raw.get("place"))
+    return None if place is None else Waiting(reason=_text(raw.get("reason")) or "", place=place)

@@ -93,10 +93,11 @@ class Transport:
             asked: list[float] = []
             servers = self._rng.sample(self.servers, len(self.servers))
             for index, server in enumerate(servers):
-                # A server that accepts and never answers must leave time for the others.
-                share = deadline.remaining() / (len(servers) - index) if call.repeatable else deadline.remaining()
+                # A server that accepts and never answers must leave time for the others, if they may be asked then.
+                others = len(servers) - index if call.repeatable else 1
+                share = call.extra + max(0.0, deadline.remaining() - call.extra) / others
                 try:
-                    return self._try(server, call, deadline.within(max(share, call.extra)))
+                    return self._try(server, call, deadline.within(share))
                 except _TryAgain as problem:
                     log.info("%s: %s", server, problem)
                     if problem.done and not call.repeatable:
@@ -221,26 +222,19 @@ def _answer(response: http.Response, url: str) -> Any:
     code, field = error.get("code"), error.get("field")
     message = str(error.get("message") or f"{url} answered {status} {response.reason or ''}".rstrip())
     if status == 503 or (status in (502, 504) and not error):
-        # 502 and 504 without a word of ours come from a proxy, which may have handed the call on.
-        raise _TryAgain(
-            f"{_origin(url)}: {message}", done=status != 503, pause=_retry_after(response), status=status
-        )
+        # 502 and 504 without a word of ours come from a proxy. Any of the three may be said of work that was half done.
+        raise _TryAgain(f"{_origin(url)}: {message}", done=True, pause=_retry_after(response), status=status)
     if status == 409:
         made = body.get("request") if isinstance(body, dict) else None
         request = Request.parse(made) if isinstance(made, dict) else None
-        raise Conflict(_conflict(message, request, error), status=status, code=code, request=request)
+        if request is not None and not error:
+            message = f"device {request.requested_device} is taken"
+        raise Conflict(message, status=status, code=code, request=request)
     if status == 404:
         raise NotFound(message, status=status, code=code)
     if status in (400, 422):
         raise BadRequest(message, status=status, code=code, field=field)
     raise ClientError(message, status=status, code=code)
-
-
-def _conflict(message: str, request: Request | None, error: Mapping[str, Any]) -> str:
-    if request is None or error:
-        return message
-    because = f": {request.reason}" if request.reason else ""
-    return f"device {request.requested_device} is taken{because}"
 
 
 def _retry_after(response: http.Response) -> float | None:

@@ -91,7 +91,13 @@ _DELETE_CLAIM = delete(device_requests).where(device_requests.c.id == bindparam(
 _END_HISTORY = (
     update(claim_history)
     .where(claim_history.c.id == bindparam("row_claim"))
-    .values(released_at=bindparam("ended"), reason=bindparam("why"))
+    .values(
+        released_at=bindparam("ended"),
+        reason=bindparam("why"),
+        imaging_result=select(device_requests.c.imaging_result)
+        .where(device_requests.c.id == claim_history.c.id)
+        .scalar_subquery(),
+    )
 )
 
 
@@ -112,8 +118,8 @@ def release(
             "verify": int(verify),
         },
     )
-    conn.execute(_DELETE_CLAIM, {"row_claim": claim_id})
     conn.execute(_END_HISTORY, {"row_claim": claim_id, "ended": now, "why": reason[:190]})
+    conn.execute(_DELETE_CLAIM, {"row_claim": claim_id})
 
 
 _SET_RESULT = (
@@ -121,17 +127,11 @@ _SET_RESULT = (
     .where(device_requests.c.id == bindparam("row_claim"))
     .values(imaging_result=bindparam("result"))
 )
-_SET_RESULT_HISTORY = (
-    update(claim_history)
-    .where(claim_history.c.id == bindparam("row_claim"))
-    .values(imaging_result=bindparam("result"))
-)
 
 
 def set_result(conn: Connection, claim_id: int, result: str | None) -> None:
     """Store how the operation for a claim ended; nothing happens when the claim is over."""
-    if conn.execute(_SET_RESULT, {"row_claim": claim_id, "result": result}).rowcount:
-        conn.execute(_SET_RESULT_HISTORY, {"row_claim": claim_id, "result": result})
+    conn.execute(_SET_RESULT, {"row_claim": claim_id, "result": result})
 
 
 _RESULT = select(device_requests.c.imaging_result).where(device_requests.c.id == bindparam("row_claim"))

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
+from mozpool.db.packing import Pack, loads_counters, loads_object
 from mozpool.db.tables import device_labels, device_requests, devices, hardware_types, imaging_servers
 from mozpool.db.tables import images as images_table
 
@@ -71,20 +71,29 @@ class Device:
     last_seen: datetime | None = None
 
 
+_PACK = Pack(
+    Device,
+    {
+        "address": func.coalesce(devices.c.address, devices.c.fqdn),
+        "imaging_server": imaging_servers.c.fqdn,
+        "image": _image.c.name,
+        "image_has_agent": _image.c.has_sut_agent,
+        "next_image": _next_image.c.name,
+        "next_image_has_agent": _next_image.c.has_sut_agent,
+        "environment": func.coalesce(devices.c.environment, "none"),
+        "hardware_type": hardware_types.c.type,
+        "hardware_model": hardware_types.c.model,
+        "backends": devices.c.backends,
+        "request_id": device_requests.c.request_id,
+        "imaging_result": device_requests.c.imaging_result,
+    },
+    devices,
+    extra=(hardware_types.c.backends,),
+    convert={"state_counters": loads_counters},
+)
+
 _SELECT: Select[Any] = (
-    select(
-        devices,
-        imaging_servers.c.fqdn.label("imaging_server"),
-        _image.c.name.label("image"),
-        _image.c.has_sut_agent.label("image_has_agent"),
-        _next_image.c.name.label("next_image"),
-        _next_image.c.has_sut_agent.label("next_image_has_agent"),
-        hardware_types.c.type.label("hardware_type"),
-        hardware_types.c.model.label("hardware_model"),
-        hardware_types.c.backends.label("type_backends"),
-        device_requests.c.request_id.label("request_id"),
-        device_requests.c.imaging_result.label("imaging_result"),
-    )
+    select(_PACK.column)
     .select_from(devices)
     .join(imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id)
     .outerjoin(_image, _image.c.id == devices.c.image_id)
@@ -96,86 +105,33 @@ _BY_ID = _SELECT.where(devices.c.id == bindparam("device_id"))
 _BY_NAME = _SELECT.where(devices.c.name == bindparam("device_name"))
 
 
-def loads_object(text: str | None) -> dict[str, Any]:
-    """A JSON object from a column; anything else in it counts as an empty one."""
-    if not text:
-        return {}
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+def _device(text: str) -> Device:
+    values = _PACK.values(text)
+    backends = loads_object(values.pop())
+    backends.update(loads_object(values[_BACKENDS]))
+    values[_BACKENDS] = backends
+    return Device(*values)
 
 
-def loads_counters(text: str | None) -> dict[str, int]:
-    """The retry counters of a row."""
-    return {key: value for key, value in loads_object(text).items() if isinstance(value, int)}
-
-
-def _device(row: Row[Any]) -> Device:
-    m = row._mapping
-    backends = loads_object(m["type_backends"])
-    backends.update(loads_object(m[devices.c.backends]))
-    return Device(
-        id=m[devices.c.id],
-        name=m[devices.c.name],
-        fqdn=m[devices.c.fqdn],
-        address=m[devices.c.address] or m[devices.c.fqdn],
-        inventory_id=m[devices.c.inventory_id],
-        state=m[devices.c.state],
-        state_counters=loads_counters(m[devices.c.state_counters]),
-        state_timeout=m[devices.c.state_timeout],
-        state_since=m[devices.c.state_since],
-        version=m[devices.c.version],
-        attempt=m[devices.c.attempt],
-        token=m[devices.c.token],
-        mac_address=m[devices.c.mac_address],
-        imaging_server_id=m[devices.c.imaging_server_id],
-        imaging_server=m["imaging_server"],
-        relay_info=m[devices.c.relay_info],
-        image_id=m[devices.c.image_id],
-        image=m["image"],
-        image_has_agent=bool(m["image_has_agent"]),
-        boot_config=m[devices.c.boot_config],
-        boot_config_hash=m[devices.c.boot_config_hash],
-        next_image_id=m[devices.c.next_image_id],
-        next_image=m["next_image"],
-        next_image_has_agent=bool(m["next_image_has_agent"]),
-        next_boot_config=m[devices.c.next_boot_config],
-        pxe_config=m[devices.c.pxe_config],
-        last_pxe_config=m[devices.c.last_pxe_config],
-        comments=m[devices.c.comments],
-        environment=m[devices.c.environment] or "none",
-        hardware_type_id=m[devices.c.hardware_type_id],
-        hardware_type=m["hardware_type"],
-        hardware_model=m["hardware_model"],
-        backends=backends,
-        claim_id=m[devices.c.claim_id],
-        request_id=m["request_id"],
-        imaging_result=m["imaging_result"],
-        operation_claim_id=m[devices.c.operation_claim_id],
-        going_offline=bool(m[devices.c.going_offline]),
-        last_seen=m[devices.c.last_seen],
-    )
+_BACKENDS = _PACK.index("backends")
 
 
 def get(conn: Connection, device_id: int) -> Device | None:
     """The device with this id, or None."""
-    row = conn.execute(_BY_ID, {"device_id": device_id}).first()
-    return None if row is None else _device(row)
+    text = conn.scalar(_BY_ID, {"device_id": device_id})
+    return None if text is None else _device(text)
 
 
 def by_name(conn: Connection, name: str) -> Device | None:
     """The device of this name, or None."""
-    row = conn.execute(_BY_NAME, {"device_name": name}).first()
-    return None if row is None else _device(row)
+    text = conn.scalar(_BY_NAME, {"device_name": name})
+    return None if text is None else _device(text)
 
 
-_KEYS_BY_NAME = (
-    select(devices.c.id, devices.c.imaging_server_id, imaging_servers.c.fqdn, devices.c.state)
-    .join(imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id)
-    .where(devices.c.name == bindparam("device_name"))
+_KEYS = select(devices.c.id, devices.c.imaging_server_id, imaging_servers.c.fqdn, devices.c.state).join(
+    imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id
 )
+_KEYS_BY_NAME = _KEYS.where(devices.c.name == bindparam("device_name"))
 
 
 @dataclass(frozen=True)
@@ -191,6 +147,12 @@ class DeviceKey:
 def key_by_name(conn: Connection, name: str) -> DeviceKey | None:
     """Id, owner and state of the device of this name, or None."""
     row = conn.execute(_KEYS_BY_NAME, {"device_name": name}).first()
+    return None if row is None else DeviceKey(*row)
+
+
+def key(conn: Connection, device_id: int) -> DeviceKey | None:
+    """Id, owner and state of the device with this id, or None."""
+    row = conn.execute(_KEYS.where(devices.c.id == device_id)).first()
     return None if row is None else DeviceKey(*row)
 
 
@@ -252,17 +214,22 @@ def find(
     query = _SELECT.where(devices.c.id > after, *_conditions(wanted or Filter())).order_by(devices.c.id)
     if limit is not None:
         query = query.limit(limit)
-    return [_device(row) for row in conn.execute(query)]
+    return [_device(text) for text in conn.scalars(query)]
 
 
 def matching(conn: Connection, conditions: Iterable[ColumnElement[bool]]) -> list[Device]:
     """All devices that meet ``conditions``, whatever their state."""
-    return [_device(row) for row in conn.execute(_SELECT.where(*conditions).order_by(devices.c.id))]
+    return [_device(text) for text in conn.scalars(_SELECT.where(*conditions).order_by(devices.c.id))]
 
 
 def names(conn: Connection) -> list[str]:
     """The names of all devices, sorted by id."""
     return list(conn.scalars(select(devices.c.name).order_by(devices.c.id)))
+
+
+def states(conn: Connection) -> dict[str, str]:
+    """Device name → state."""
+    return {name: state for name, state in conn.execute(select(devices.c.name, devices.c.state))}
 
 
 def count_states(conn: Connection) -> dict[str, int]:
@@ -280,7 +247,7 @@ def environments(conn: Connection) -> list[str]:
 def owned_on(conn: Connection, imaging_server_id: int) -> list[Device]:
     """All devices of one imaging server."""
     query = _SELECT.where(devices.c.imaging_server_id == imaging_server_id).order_by(devices.c.id)
-    return [_device(row) for row in conn.execute(query)]
+    return [_device(text) for text in conn.scalars(query)]
 
 
 # Labels

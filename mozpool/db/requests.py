@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, bindparam, func, insert, not_, or_, select, update
+from sqlalchemy import Connection, Select, and_, bindparam, func, insert, not_, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
-from mozpool.db.devices import loads_counters, loads_object
+from mozpool.db.packing import Pack, loads_counters, loads_strings
 from mozpool.db.tables import device_requests, devices, images, imaging_servers, requests
 
 QUEUED = "finding_device"
@@ -86,25 +86,30 @@ class Request:
         return self.requested_device != "any"
 
 
+_PACK = Pack(
+    Request,
+    {
+        "imaging_server": imaging_servers.c.fqdn,
+        "image": images.c.name,
+        "image_can_reuse": images.c.can_reuse,
+        "claim_id": device_requests.c.id,
+        "imaging_result": device_requests.c.imaging_result,
+        "device_id": devices.c.id,
+        "device": devices.c.name,
+        "device_state": devices.c.state,
+        "device_address": func.coalesce(devices.c.address, devices.c.fqdn),
+        "device_server_id": devices.c.imaging_server_id,
+        "device_server": _device_server.c.fqdn,
+        "device_image_id": devices.c.image_id,
+        "device_boot_config_hash": devices.c.boot_config_hash,
+        "device_operation_claim_id": devices.c.operation_claim_id,
+    },
+    requests,
+    convert={"state_counters": loads_counters, "labels": loads_strings},
+)
+
 _SELECT: Select[Any] = (
-    select(
-        requests,
-        imaging_servers.c.fqdn.label("imaging_server"),
-        images.c.name.label("image"),
-        images.c.can_reuse.label("image_can_reuse"),
-        device_requests.c.id.label("claim_id"),
-        device_requests.c.imaging_result.label("imaging_result"),
-        devices.c.id.label("device_id"),
-        devices.c.name.label("device"),
-        devices.c.state.label("device_state"),
-        devices.c.fqdn.label("device_fqdn"),
-        devices.c.address.label("device_address"),
-        devices.c.imaging_server_id.label("device_server_id"),
-        _device_server.c.fqdn.label("device_server"),
-        devices.c.image_id.label("device_image_id"),
-        devices.c.boot_config_hash.label("device_boot_config_hash"),
-        devices.c.operation_claim_id.label("device_operation_claim_id"),
-    )
+    select(_PACK.column)
     .select_from(requests)
     .join(imaging_servers, imaging_servers.c.id == requests.c.imaging_server_id)
     .outerjoin(images, images.c.id == requests.c.image_id)
@@ -115,58 +120,14 @@ _SELECT: Select[Any] = (
 _BY_ID = _SELECT.where(requests.c.id == bindparam("request_id"))
 
 
-def _request(row: Row[Any]) -> Request:
-    m = row._mapping
-    r = requests.c
-    return Request(
-        id=m[r.id],
-        imaging_server_id=m[r.imaging_server_id],
-        imaging_server=m["imaging_server"],
-        requested_device=m[r.requested_device],
-        assignee=m[r.assignee],
-        created=m[r.created],
-        expires=m[r.expires],
-        image_id=m[r.image_id],
-        image=m["image"],
-        image_can_reuse=bool(m["image_can_reuse"]),
-        boot_config=m[r.boot_config],
-        state=m[r.state],
-        state_counters=loads_counters(m[r.state_counters]),
-        state_timeout=m[r.state_timeout],
-        state_since=m[r.state_since],
-        version=m[r.version],
-        attempt=m[r.attempt],
-        token=m[r.token],
-        environment=m[r.environment],
-        hardware_type=m[r.hardware_type],
-        hardware_model=m[r.hardware_model],
-        labels={key: str(value) for key, value in loads_object(m[r.labels]).items()},
-        priority=m[r.priority],
-        wait=m[r.wait],
-        queue_key=m[r.queue_key],
-        criteria=m[r.criteria],
-        callback_url=m[r.callback_url],
-        idempotency_key=m[r.idempotency_key],
-        body_hash=m[r.body_hash],
-        reason=m[r.reason],
-        claim_id=m["claim_id"],
-        imaging_result=m["imaging_result"],
-        device_id=m["device_id"],
-        device=m["device"],
-        device_state=m["device_state"],
-        device_address=m["device_address"] or m["device_fqdn"],
-        device_server_id=m["device_server_id"],
-        device_server=m["device_server"],
-        device_image_id=m["device_image_id"],
-        device_boot_config_hash=m["device_boot_config_hash"],
-        device_operation_claim_id=m["device_operation_claim_id"],
-    )
+def _request(text: str) -> Request:
+    return Request(*_PACK.values(text))
 
 
 def get(conn: Connection, request_id: int) -> Request | None:
     """The request with this id, or None."""
-    row = conn.execute(_BY_ID, {"request_id": request_id}).first()
-    return None if row is None else _request(row)
+    text = conn.scalar(_BY_ID, {"request_id": request_id})
+    return None if text is None else _request(text)
 
 
 _OWNER = (
@@ -216,19 +177,19 @@ def find(
     query = _SELECT.where(*conditions).order_by(requests.c.id)
     if limit is not None:
         query = query.limit(limit)
-    return [_request(row) for row in conn.execute(query)]
+    return [_request(text) for text in conn.scalars(query)]
 
 
 def by_idempotency_key(conn: Connection, key: str) -> Request | None:
     """The request that was made with this key, or None."""
-    row = conn.execute(_SELECT.where(requests.c.idempotency_key == key).order_by(requests.c.id).limit(1)).first()
-    return None if row is None else _request(row)
+    text = conn.scalar(_SELECT.where(requests.c.idempotency_key == key).order_by(requests.c.id).limit(1))
+    return None if text is None else _request(text)
 
 
 def of_device(conn: Connection, device_id: int) -> Request | None:
     """The request that has a device now, or None."""
-    row = conn.execute(_SELECT.where(device_requests.c.device_id == device_id)).first()
-    return None if row is None else _request(row)
+    text = conn.scalar(_SELECT.where(device_requests.c.device_id == device_id))
+    return None if text is None else _request(text)
 
 
 def add(conn: Connection, values: Mapping[str, Any]) -> int:
@@ -339,8 +300,8 @@ def queue_heads(conn: Connection) -> list[QueueHead]:
 
 def first_in_queue(conn: Connection, criteria: str) -> Request | None:
     """The first waiting request of a kind, or None."""
-    row = conn.execute(_FIRST, {"wanted": criteria}).first()
-    return None if row is None else _request(row)
+    text = conn.scalar(_FIRST, {"wanted": criteria})
+    return None if text is None else _request(text)
 
 
 def place_in_queue(conn: Connection, request: Request) -> int:

@@ -115,6 +115,10 @@ class LifeGuard:
             raise NotFound(f"there is no device {name}", field="device")
         return found
 
+    def note(self, device: Device, message: str) -> None:
+        """Write a line into a device's log."""
+        self.driver.logbook.add("device", device.id, device.name, "lifeguard", message)
+
     def released(self, device_id: int) -> None:
         """A device lost its holder, who left it something to do: look at it now."""
         self.driver.wake(device_id)

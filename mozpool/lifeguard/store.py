@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -94,3 +95,20 @@ class DeviceStore:
     def claim_of(self, row: Device) -> int | None:
         """Who has the device."""
         return row.claim_id
+
+    def may_remember(self, event: str) -> bool:
+        """All that decides about a device is in its own row, or looked up in the transition."""
+        return True
+
+    def after(self, row: Device, change: Change) -> Device | None:
+        """The names of images are the table's to tell, unless they stay or go."""
+        values = change.values(row)
+        values["state_counters"] = dict(change.counters)
+        values["version"] = row.version + 1
+        for column, name in (("image_id", "image"), ("next_image_id", "next_image")):
+            if column in values and values[column] != getattr(row, column):
+                if values[column] is not None:
+                    return None
+                values[name] = None
+                values[f"{name}_has_agent"] = False
+        return replace(row, **values)

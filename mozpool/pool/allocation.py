@@ -44,6 +44,9 @@ CANDIDATES = 6
 ROUNDS = 20
 """How often one request may lose all its candidates to others within a run."""
 
+RETRY = 1.0
+"""Seconds until the queue is matched again when the database was away."""
+
 
 def queue_key(created: datetime, priority: int, interval: float) -> int:
     """A request's place in the queue, lowest first, in microseconds.
@@ -107,7 +110,8 @@ class Matcher:
         try:
             self.match()
         except DatabaseAway as error:
-            log.warning("the queue is not matched: %s", error)
+            log.warning("the queue is not matched yet: %s", error)
+            self._driver.timers.set("match", RETRY, self.wake)
 
     def match(self) -> None:
         """Match all that can be matched, with a look at the queue that begins after this call. Raises DatabaseAway.
@@ -118,10 +122,10 @@ class Matcher:
         with self._running:
             if self._last_run > ticket:
                 return
-            self._last_run = next(self._tickets)
-            for _ in range(ROUNDS):
-                if self._run():
-                    return
+            begun = next(self._tickets)
+            if not any(self._run() for _ in range(ROUNDS)):
+                self.wake()
+            self._last_run = begun
 
     def _run(self) -> bool:
         """One pass over the queue; False when it has to begin anew because a device came free in the midst of it."""
@@ -156,23 +160,22 @@ class Matcher:
             if not found:
                 unserved.append(criteria)
                 return False, None
-            result = self._claim_one(request, found)
-            if result is not None:
+            if self._claim_one(request, found):
                 if entry.more <= 1:
-                    return result, None
+                    return True, None
                 with self._database.read() as conn:
                     follower = requests.first_in_queue(conn, entry.criteria)
                 if follower is None:
-                    return result, None
-                return result, _Entry(follower.queue_key, entry.criteria, entry.more - 1)
+                    return True, None
+                return True, _Entry(follower.queue_key, entry.criteria, entry.more - 1)
         return False, None
 
-    def _claim_one(self, request: Request, found: list[Candidate]) -> bool | None:
-        """Claim the first of the candidates that is still free; None when all are lost, False when nobody waits."""
+    def _claim_one(self, request: Request, found: list[Candidate]) -> bool:
+        """Claim the first of the candidates that is still free; False when there is none, or the request moved on."""
         for candidate in found:
             args = {"device_id": candidate.id, "device_version": candidate.version, "device": candidate.name}
             try:
-                outcome = self._driver.handle(request.id, "device_found", args, attempt=request.attempt)
+                outcome = self._driver.handle(request.id, "device_found", args, attempt=request.attempt, row=request)
             except LOST_CLAIM:
                 continue
             if outcome.status != "moved":
@@ -180,7 +183,7 @@ class Matcher:
             for tell in self.on_match:
                 tell(request.id)
             return True
-        return None
+        return False
 
     def _candidates(self, conn: Connection, request: Request, criteria: Criteria) -> list[Candidate]:
         """Free devices for a request: first those that hold the wanted image already, then any at random."""
@@ -246,9 +249,10 @@ def _reason(conn: Connection, criteria: Criteria, matching: list[Device]) -> str
     if not matching:
         if criteria.environment != ANY and criteria.environment not in devices.environments(conn):
             return f"environment {criteria.environment} has no devices"
-        return f"there is no {criteria.describe()} that the image can be put on" if (
-            criteria.device == ANY and criteria.image_id is not None
-        ) else f"there is no {criteria.describe()}"
+        wanted = criteria.describe().removeprefix("any ")
+        if criteria.device == ANY and criteria.image_id is not None:
+            return f"there is no {wanted} that the image can be put on"
+        return f"there is no {wanted}"
     total = len(matching)
     taken = [device for device in matching if device.claim_id is not None]
     rest = [device for device in matching if device.claim_id is None]

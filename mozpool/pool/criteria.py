@@ -55,12 +55,13 @@ class Criteria:
 
     def describe(self) -> str:
         """For people: what is asked for, in words."""
-        if self.device != ANY:
-            return f"device {self.device}"
         parts = [f"hardware type {self.hardware_type}"] if self.hardware_type else []
         if self.hardware_model:
             parts.append(f"model {self.hardware_model}")
         if self.environment != ANY:
             parts.append(f"environment {self.environment}")
         parts += [f"{name}={value}" for name, value in sorted(self.labels.items())]
-        return "device with " + ", ".join(parts) if parts else "any device"
+        noun = "device" if self.device == ANY else f"device {self.device}"
+        if parts:
+            return f"{noun} with {', '.join(parts)}"
+        return "any device" if self.device == ANY else noun

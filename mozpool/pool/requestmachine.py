@@ -138,9 +138,11 @@ class FindingDevice(Open):
         ctx.log(f"found device {args['device']}")
         return None
 
-    @on("do_not_wait", to=("closed", "failed_device_not_found"))
+    @on("do_not_wait", to=("closed", "failed_device_not_found", "failed_bad_device"))
     def do_not_wait(self, ctx: RequestContext) -> str | None:
         """Nothing is free and the client does not want to queue."""
+        if ctx.row.wants_named_device and _has_failed(ctx):
+            return _fail(ctx, "failed_bad_device", f"device {ctx.row.requested_device} has failed")
         if ctx.row.wants_named_device:
             end(ctx, str(ctx.args.get("reason") or f"device {ctx.row.requested_device} is taken"))
             return "closed"
@@ -157,6 +159,8 @@ class FindingDevice(Open):
         if request.wants_named_device:
             if ctx.reads.device_state(request.requested_device) is None:
                 return _fail(ctx, "failed_device_not_found", f"device {request.requested_device} is gone")
+            if _has_failed(ctx):
+                return _fail(ctx, "failed_bad_device", f"device {request.requested_device} has failed")
             return _fail(ctx, "failed_device_busy", f"device {request.requested_device} is taken")
         return _fail(ctx, "failed_device_not_found", waited)
 
@@ -284,8 +288,11 @@ class Pending(WithDevice):
 
     @entry(to=("ready", "finding_device", "failed_bad_image", "failed_bad_device"))
     def enter(self, ctx: RequestContext) -> str | None:
-        """The result may be there already: a message that was lost is made good for here."""
-        if ctx.row.imaging_result is not None and ctx.row.device_operation_claim_id == ctx.row.claim_id:
+        """The result may be there already: a message that was lost is made good for here.
+
+        It is stored with the claim, so it is this claim's, even when the device does something else by now.
+        """
+        if ctx.row.imaging_result is not None:
             return self.finished(ctx, ctx.row.imaging_result)
         return None
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -243,6 +243,20 @@ class MozPool:
             return None
         with self._database.read() as conn:
             return explain(conn, request)
+
+    def reasons(self, rows: Iterable[Request]) -> dict[int, str]:
+        """Id → why it waits, for those of ``rows`` that do; equal requests share one look at the devices."""
+        found: dict[int, str] = {}
+        by_criteria: dict[str | None, str] = {}
+        waiting = [row for row in rows if row.state == requests.QUEUED]
+        if not waiting:
+            return found
+        with self._database.read() as conn:
+            for row in waiting:
+                if row.criteria not in by_criteria:
+                    by_criteria[row.criteria] = explain(conn, row).reason
+                found[row.id] = by_criteria[row.criteria]
+        return found
 
     def wait_for_change(self, request_id: int, state: str, seconds: float) -> Request:
         """The request as soon as its state is no longer ``state``, at the latest after so many seconds.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -101,3 +102,13 @@ class RequestStore:
     def claim_of(self, row: Request) -> int | None:
         """The claim that the request holds."""
         return row.claim_id
+
+    def may_remember(self, event: str) -> bool:
+        """Most events are decided on the device's row, too, which others write."""
+        return event == "lifeguard_finished"
+
+    def after(self, row: Request, change: Change) -> Request | None:
+        """As written."""
+        values = change.values(row)
+        values["state_counters"] = dict(change.counters)
+        return replace(row, version=row.version + 1, **values)

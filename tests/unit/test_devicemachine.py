@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mozpool.db.bootconfig import boot_config_hash
-from mozpool.lifeguard.devicemachine import CATEGORIES, category, device_machine
+from mozpool.lifeguard.devicemachine import CATEGORIES, STATES, category, device_machine
 from mozpool.lifeguard.effects import (
     AgentReboot,
     AwaitReboot,
@@ -25,10 +25,12 @@ from mozpool.lifeguard.effects import (
     TellRequest,
     VerifyAgent,
 )
-from mozpool.statemachine import TIMEOUT, Context, Decision, Effect, Tuning
+from mozpool.statemachine import TIMEOUT, Context, Decision, Effect, Machine, Tuning
 from tests.factories import NOW, device
 
 MACHINE = device_machine()
+ENTRIES = Machine("entries", STATES, unknown="unknown")
+"""The same states without what a forced change does besides: shows what an entry does, wherever it came from."""
 
 PANDA = 1
 B2G, ANDROID, DISK, SELF_TEST, MAINTENANCE, ORPHAN = 10, 11, 12, 20, 21, 30
@@ -105,7 +107,12 @@ def decide(state: str, event: str, args: Mapping[str, Any] | None = None, **situ
 
 def enter(state: str, **situation: Any) -> Decision:
     """What the entry into ``state`` does, wherever it came from."""
-    return MACHINE.force(context("unknown", "forced", **situation), state)
+    return ENTRIES.force(context("unknown", "forced", **situation), state)
+
+
+def force(state: str, to: str, **situation: Any) -> Decision:
+    """What a person's forced change does."""
+    return MACHINE.force(context(state, "forced", **situation), to)
 
 
 def told(decision: Decision) -> list[Effect]:
@@ -136,7 +143,7 @@ EXPECTED_EVENTS: dict[str, set[str]] = {
     "ready": ALL | {"timeout", "failed"},
     "pc_power_cycling": {"power_cycle_ok", "power_cycle_failed", "timeout"},
     "pc_rebooting": {"rebooted", "timeout"},
-    "pc_sut_rebooting": {"timeout"},
+    "pc_sut_rebooting": {"power_cycle_failed", "timeout"},
     "pc_pinging": {"ping_ok", "timeout"},
     "start_pxe_boot": {"timeout"},
     "start_self_test": {"timeout"},
@@ -286,15 +293,16 @@ STEPS: list[tuple[str, str, dict[str, Any], tuple[str, ...]]] = [
     ("mobile_init_started", "maint_mode", {}, ("maintenance_mode",)),
     ("android_downloading", "android_extracting", GETS_AGENT_IMAGE, ("android_extracting",)),
     ("android_extracting", "android_rebooting", GETS_AGENT_IMAGE, ("sut_verifying",)),
-    ("android_extracting", "android_rebooting", GETS_PLAIN_IMAGE, ("pc_pinging",)),
+    ("android_extracting", "android_rebooting", GETS_PLAIN_IMAGE, ("pc_rebooting",)),
     ("b2g_downloading", "b2g_extracting", GETS_PLAIN_IMAGE, ("b2g_extracting",)),
     ("b2g_extracting", "b2g_rebooting", GETS_AGENT_IMAGE, ("sut_verifying",)),
-    ("b2g_extracting", "b2g_rebooting", GETS_PLAIN_IMAGE, ("pc_pinging",)),
+    ("b2g_extracting", "b2g_rebooting", GETS_PLAIN_IMAGE, ("pc_rebooting",)),
     ("raw_downloading", "raw_writing", GETS_PLAIN_IMAGE, ("raw_writing",)),
     ("raw_writing", "raw_rebooting", GETS_PLAIN_IMAGE, ("raw_rebooting",)),
     ("raw_rebooting", "rebooted", GETS_AGENT_IMAGE, ("sut_verifying",)),
     ("raw_rebooting", "timeout", GETS_AGENT_IMAGE, ("sut_verifying",)),
     ("raw_rebooting", "timeout", GETS_PLAIN_IMAGE, ("pc_pinging",)),
+    ("raw_rebooting", "rebooted", GETS_PLAIN_IMAGE, ("pc_pinging",)),
     ("sut_verifying", "sut_verify_ok", {}, ("sut_sdcard_verifying",)),
     ("sut_verify_power_cycle", "power_cycle_ok", {}, ("sut_verifying",)),
     ("sut_sdcard_verifying", "sut_sdcard_ok", {}, ("operation_complete", "ready")),
@@ -332,7 +340,7 @@ def test_a_please_starts_its_operation(state: str, event: str) -> None:
     assert decision.timeout == 60
     assert decision.counters == {}
     assert decision.effects == (PowerCycle(),)
-    assert decision.columns["operation_claim_id"] == 7
+    assert decision.columns["operation_claim_id"] == (None if event == "please_self_test" else 7)
     assert_nobody_told(decision)
 
 
@@ -644,12 +652,59 @@ def test_without_power_control_the_agent_reboots_the_device() -> None:
     assert decision.columns["pxe_config"] is None
 
 
-@pytest.mark.xfail(reason="the row says so, but nobody looks at the files", strict=True)
 def test_without_a_way_to_reboot_the_network_boot_is_cleared_all_the_same() -> None:
     decision = decide("maintenance_mode", "please_self_test", reads=NO_SELF_TEST, pxe_config="panda-b2g", **NO_POWER)
     assert decision.path == ("start_self_test", "pc_power_cycling", "failed_power_cycling")
     assert decision.columns["pxe_config"] is None
     assert SyncBoot() in decision.effects
+
+
+def test_a_device_that_can_be_rebooted_has_its_boot_files_written_by_the_reboot_itself() -> None:
+    for columns in ({}, {**NO_POWER, **HOLDS_AGENT_IMAGE}):
+        assert SyncBoot() not in decide("ready", "please_power_cycle", **columns).effects
+
+
+def test_a_reboot_that_the_agent_did_not_take_is_remembered_until_its_moment_is_over() -> None:
+    decision = decide("pc_sut_rebooting", "power_cycle_failed", **NO_POWER, **HOLDS_AGENT_IMAGE)
+    assert decision.path == ()
+    assert decision.counters == {"pc_sut_rebooting": 1}
+    assert decision.effects == ()
+
+
+def test_a_reboot_that_the_agent_did_not_take_is_tried_again_as_a_failed_power_cycle() -> None:
+    counters = {"pc_sut_rebooting": 1, "power_cycling": 4, "sut_verifying": 2}
+    decision = decide("pc_sut_rebooting", TIMEOUT, counters=counters, **NO_POWER, **HOLDS_AGENT_IMAGE)
+    assert decision.path == ("pc_power_cycling", "pc_sut_rebooting")
+    assert decision.counters == {"power_cycling": 5, "sut_verifying": 2}
+    assert decision.effects == (AgentReboot(),)
+    assert decision.timeout == 10
+
+
+def test_reboots_that_the_agent_never_takes_have_an_end() -> None:
+    situation: dict[str, Any] = {**NO_POWER, **HOLDS_AGENT_IMAGE, **WORKING_FOR_HOLDER}
+    last_try = {"pc_sut_rebooting": 1, "power_cycling": 199}
+    assert decide("pc_sut_rebooting", TIMEOUT, counters=last_try, **situation).target == "pc_sut_rebooting"
+    decision = decide("pc_sut_rebooting", TIMEOUT, counters={"pc_sut_rebooting": 1, "power_cycling": 200}, **situation)
+    assert decision.path == ("failed_power_cycling",)
+    assert decision.counters == {}
+    assert decision.detail == "power_cycling failed 201 times"
+    assert_told(decision, "failed-bad-device")
+
+
+def test_the_tries_of_an_agents_reboot_are_those_of_power_cycling() -> None:
+    machine = device_machine(Tuning(tries={"pc_power_cycling": 1}))
+    counters = {"pc_sut_rebooting": 1, "power_cycling": 1}
+    decision = machine.decide(context("pc_sut_rebooting", TIMEOUT, counters=counters, **NO_POWER, **HOLDS_AGENT_IMAGE))
+    assert decision is not None
+    assert decision.path == ("failed_power_cycling",)
+
+
+def test_a_reboot_that_the_agent_took_is_verified_and_counts_nothing() -> None:
+    counters = {"power_cycling": 4}
+    decision = decide("pc_sut_rebooting", TIMEOUT, counters=counters, **NO_POWER, **HOLDS_AGENT_IMAGE)
+    assert decision.path == ("sut_verifying",)
+    assert decision.counters == counters
+    assert decision.effects == (VerifyAgent(),)
 
 
 def test_an_agent_of_an_image_that_the_device_may_no_longer_hold_is_not_asked() -> None:
@@ -741,9 +796,14 @@ def test_a_refusal_replaces_the_result_of_the_operation_before() -> None:
     assert len(decision.writes) == 2
 
 
-def test_a_refusal_is_nobodys_result_when_an_operator_asked() -> None:
-    decision = decide("ready", "please_image", {"image": "orphan"})
+@pytest.mark.parametrize(
+    "columns", [{}, HELD, WORKING_FOR_HOLDER, {**WORKING_FOR_HOLDER, "imaging_result": "complete"}]
+)
+def test_a_refusal_is_nobodys_result_when_an_operator_asked(columns: dict[str, Any]) -> None:
+    """Nothing happens to the device, so its holder's operation goes on."""
+    decision = decide("ready", "please_image", {"image": "orphan"}, **columns)
     assert decision.path == ()
+    assert decision.columns == {}
     assert len(decision.logs) == 1
     assert_nobody_told(decision)
 
@@ -756,6 +816,28 @@ def test_a_network_boot_without_a_pxe_config_fails(columns: dict[str, Any]) -> N
     assert len(decision.logs) == 1
     assert "pxe_config" not in decision.columns
     assert_told(decision, "failed-bad-device")
+
+
+@pytest.mark.parametrize(
+    ("state", "event"), [("android_extracting", "android_rebooting"), ("b2g_extracting", "b2g_rebooting")]
+)
+def test_an_image_without_an_agent_is_pinged_only_after_the_time_of_a_boot(state: str, event: str) -> None:
+    """The live image and the boot loader answer pings too."""
+    rebooting = decide(state, event, **GETS_PLAIN_IMAGE)
+    assert rebooting.path == ("pc_rebooting",)
+    assert rebooting.timeout == 120
+    assert rebooting.effects == ()
+    assert MACHINE.decide(context("pc_rebooting", "ping_ok", **GETS_PLAIN_IMAGE)) is None
+    assert decide("pc_rebooting", TIMEOUT, **GETS_PLAIN_IMAGE).path == ("pc_pinging",)
+
+
+@pytest.mark.parametrize(
+    ("state", "event"), [("android_extracting", "android_rebooting"), ("b2g_extracting", "b2g_rebooting")]
+)
+def test_an_image_with_an_agent_proves_itself_without_that_wait(state: str, event: str) -> None:
+    decision = decide(state, event, **HOLDS_PLAIN_IMAGE, **GETS_AGENT_IMAGE)
+    assert decision.path == ("sut_verifying",)
+    assert decision.effects == (VerifyAgent(),)
 
 
 @pytest.mark.parametrize(
@@ -903,7 +985,9 @@ def test_an_operators_please_says_nothing_of_an_operation_that_is_over(event: st
     assert_nobody_told(decision)
 
 
-@pytest.mark.parametrize(("state", "event"), PLEASES)
+@pytest.mark.parametrize(
+    ("state", "event"), [(state, event) for state, event in PLEASES if event != "please_self_test"]
+)
 def test_a_holders_further_please_forgets_the_result_of_the_operation_before(state: str, event: str) -> None:
     args = {"image": "b2g", "claim_id": 7}
     decision = decide(state, event, args, imaging_result="complete", **WORKING_FOR_HOLDER)
@@ -919,6 +1003,35 @@ def test_an_operators_please_says_nothing_to_a_holder_who_waits_for_nothing(
     event: str, columns: dict[str, Any]
 ) -> None:
     assert_nobody_told(decide("ready", event, {"image": "b2g"}, **columns))
+
+
+@pytest.mark.parametrize("state", sorted(EXPECTED_EVENTS))
+def test_a_forced_change_tells_the_holder_whose_operation_it_ends(state: str) -> None:
+    """Once, whatever the state that is entered has to tell."""
+    decision = force("pxe_booting", state, **WORKING_FOR_HOLDER, **GETS_PLAIN_IMAGE)
+    assert decision.path[0] == state
+    assert decision.columns["operation_claim_id"] is None
+    assert_told(decision, "failed-bad-device")
+
+
+@pytest.mark.parametrize("state", sorted(EXPECTED_EVENTS))
+@pytest.mark.parametrize("columns", [*NOT_THE_HOLDERS, {**WORKING_FOR_HOLDER, "imaging_result": "complete"}])
+def test_a_forced_change_says_nothing_to_a_holder_who_waits_for_nothing(state: str, columns: dict[str, Any]) -> None:
+    decision = force("ready", state, **columns, **GETS_PLAIN_IMAGE)
+    assert decision.columns["operation_claim_id"] is None
+    assert_nobody_told(decision)
+
+
+def test_a_forced_change_stores_the_result_of_a_holder_without_a_request() -> None:
+    decision = force("pxe_booting", "ready", claim_id=7, request_id=None, operation_claim_id=7)
+    assert told(decision) == []
+    assert len(decision.writes) == 1
+
+
+@pytest.mark.parametrize("name", ["", "READY", "failed_something_new"])
+def test_a_device_is_not_forced_into_a_state_that_does_not_exist(name: str) -> None:
+    with pytest.raises(KeyError):
+        force("ready", name, **WORKING_FOR_HOLDER)
 
 
 def test_an_idle_device_that_stopped_to_answer_works_for_nobody() -> None:
@@ -984,11 +1097,34 @@ def test_a_self_test_that_fails_is_told(event: str) -> None:
     assert_told(decision, "failed-bad-device")
 
 
-@pytest.mark.xfail(reason="without a self-test image its success is told like any operation's", strict=True)
-def test_a_self_test_by_power_cycle_sends_no_result_either() -> None:
+@pytest.mark.parametrize("reads", [READS, NO_SELF_TEST])
+def test_a_self_test_is_for_nobody_even_when_the_holder_asks(reads: FakeReads) -> None:
+    decision = decide("ready", "please_self_test", {"claim_id": 7}, reads=reads, **HELD)
+    assert decision.columns["operation_claim_id"] is None
+    assert_nobody_told(decision)
+
+
+def test_a_self_test_keeps_the_result_of_the_operation_before() -> None:
+    decision = decide("ready", "please_self_test", {"claim_id": 7}, imaging_result="complete", **WORKING_FOR_HOLDER)
+    assert decision.columns["operation_claim_id"] is None
+    assert_nobody_told(decision)
+
+
+def test_a_self_test_ends_the_holders_own_operation_as_a_failure() -> None:
+    assert_told(
+        decide("maintenance_mode", "please_self_test", {"claim_id": 7}, **WORKING_FOR_HOLDER), "failed-bad-device"
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "event"),
+    [("pc_pinging", "ping_ok"), ("pc_power_cycling", "power_cycle_failed"), ("self_test_running", "failed_self_test")],
+)
+def test_a_self_test_sends_no_result_however_it_ends(state: str, event: str) -> None:
     columns = {**HELD, **HOLDS_PLAIN_IMAGE}
     started = decide("ready", "please_self_test", {"claim_id": 7}, reads=NO_SELF_TEST, **columns)
-    assert_nobody_told(decide("pc_pinging", "ping_ok", **{**columns, **started.columns}))
+    situation = {**columns, **started.columns}
+    assert_nobody_told(decide(state, event, counters={"power_cycling": 200}, **situation))
 
 
 # Maintenance
@@ -1022,7 +1158,7 @@ def test_maintenance_keeps_its_network_boot_and_forgets_the_image() -> None:
     assert decision.path == ("maintenance_mode",)
     assert decision.columns["pxe_config"] == "panda-maintenance"
     assert decision.effects == (SyncBoot(),)
-    assert decision.columns.items() >= UNKNOWN_IMAGE.items()
+    assert decision.columns.items() >= {**UNKNOWN_IMAGE, **NO_NEXT_IMAGE}.items()
     assert decision.timeout is None
 
 
@@ -1043,16 +1179,34 @@ def test_a_device_that_is_returned_in_maintenance_proves_itself_again() -> None:
         assert_nobody_told(decision)
 
 
-@pytest.mark.xfail(reason="it stays there until a person comes", strict=True)
 @pytest.mark.parametrize("holder", [{"claim_id": None, "request_id": None}, {"claim_id": 8, "request_id": 80}])
 def test_a_device_that_was_returned_on_its_way_into_maintenance_leaves_it_too(holder: dict[str, Any]) -> None:
     decision = decide("mobile_init_started", "maint_mode", operation_claim_id=7, **holder)
     assert decision.path == ("maintenance_mode",)
     assert decision.timeout == 0
+    assert_nobody_told(decision)
+    assert decide("maintenance_mode", TIMEOUT, operation_claim_id=7, **holder).path == (
+        "start_self_test",
+        "pxe_power_cycling",
+    )
 
 
-def test_a_device_that_an_operator_put_into_maintenance_stays_there() -> None:
-    decision = decide("mobile_init_started", "maint_mode", operation_claim_id=None)
+def test_a_device_whose_asker_still_has_it_stays_in_maintenance() -> None:
+    decision = decide("mobile_init_started", "maint_mode", **WORKING_FOR_HOLDER)
+    assert decision.path == ("maintenance_mode",)
+    assert decision.timeout is None
+
+
+@pytest.mark.parametrize("holder", [{}, HELD])
+def test_a_device_that_an_operator_put_into_maintenance_stays_there(holder: dict[str, Any]) -> None:
+    decision = decide("mobile_init_started", "maint_mode", operation_claim_id=None, **holder)
+    assert decision.path == ("maintenance_mode",)
+    assert decision.timeout is None
+
+
+@pytest.mark.parametrize("columns", [{}, *NOT_THE_HOLDERS, WORKING_FOR_HOLDER])
+def test_a_device_that_was_forced_into_maintenance_stays_there(columns: dict[str, Any]) -> None:
+    decision = force("pxe_booting", "maintenance_mode", **columns)
     assert decision.path == ("maintenance_mode",)
     assert decision.timeout is None
 
@@ -1146,12 +1300,13 @@ def test_an_image_without_an_agent_finishes_by_ping() -> None:
             "b2g_extracting",
             "b2g_rebooting",
             "timeout",
+            "timeout",
             "ping_ok",
         ],
         start="ready",
         args={"image": "b2g", "boot_config": "{}"},
     )
-    assert path[-4:] == ["pc_pinging", "pc_pinging", "operation_complete", "ready"]
+    assert path[-5:] == ["pc_rebooting", "pc_pinging", "pc_pinging", "operation_complete", "ready"]
     assert not any(state.startswith("sut_") for state in path)
 
 

@@ -388,6 +388,36 @@ def test_a_state_may_redefine_an_inherited_event() -> None:
     assert (decision.target, decision.logs) == ("rebel", ("rebel",))
 
 
+def test_a_state_may_override_an_inherited_handler_and_keep_its_declaration() -> None:
+    class Quiet(Base):
+        """Inherits when to reset, but does it in its own way."""
+
+        name = "quiet"
+
+        def reset(self, ctx: Context[Lamp]) -> str | None:
+            ctx.log("quiet")
+            return None
+
+    machine = Machine[Lamp]("override", (Off, Heir, Quiet, Warming, Lit, Broken))
+    decision = decide(machine, "reset", Lamp("quiet"))
+    assert (decision.target, decision.logs) == ("off", ("quiet",))
+    assert ("quiet", "reset", "off") in machine.edges()
+    assert decide(machine, "reset", Lamp("heir")).logs == ("base",)
+
+
+def test_an_overriding_handler_is_held_to_the_inherited_targets() -> None:
+    class Stray(Base):
+        """Leads elsewhere than the base has declared."""
+
+        name = "stray"
+
+        def reset(self, ctx: Context[Lamp]) -> str | None:
+            return "lit"
+
+    with pytest.raises(UndeclaredTarget, match="stray answered reset with 'lit'"):
+        Machine[Lamp]("override", (Off, Stray, Warming, Lit, Broken)).decide(context("reset", Lamp("stray")))
+
+
 def test_one_handler_may_serve_several_events_with_targets_of_their_own() -> None:
     class Switch(State[Lamp]):
         """Leads where the event says."""
@@ -580,6 +610,35 @@ def test_a_forced_change_follows_the_entries() -> None:
 
 def test_a_forced_change_may_start_from_a_state_it_does_not_know() -> None:
     assert LAMP.force(context("force", Lamp("glimmering")), "lit").path == ("lit",)
+
+
+def test_a_row_is_not_forced_into_a_state_that_does_not_exist() -> None:
+    with pytest.raises(KeyError, match="glimmering"):
+        LAMP.force(context("force"), "glimmering")
+    with pytest.raises(KeyError, match="glimmering"):
+        Machine[Lamp]("lamp", (Off, Warming, Lit, Broken), unknown="off").force(context("force"), "glimmering")
+
+
+def test_a_forced_change_has_more_done_where_the_machine_says_so() -> None:
+    def note(ctx: Context[Lamp]) -> None:
+        ctx.log(f"forced from {ctx.row.state} with {ctx.counters}")
+        ctx.set(colour="red")
+
+    machine = Machine[Lamp]("lamp", (Off, Warming, Lit, Broken), on_force=note)
+    decision = machine.force(context("force", Lamp("lit", {"bulb": 4})), "warming")
+    assert decision.path == ("warming",)
+    assert decision.columns == {"colour": "red"}
+    assert decision.logs == ("forced from lit with {}", "warming, 3 tries")
+
+
+def test_nothing_of_that_is_done_when_an_event_leads_there_or_the_state_does_not_exist() -> None:
+    forced: list[str] = []
+    machine = Machine[Lamp]("lamp", (Off, Warming, Lit, Broken), on_force=lambda ctx: forced.append(ctx.row.state))
+    decide(machine, "hold", onward="lit")
+    decide(machine, TIMEOUT, Lamp("lit"))
+    with pytest.raises(KeyError):
+        machine.force(context("force"), "glimmering")
+    assert forced == []
 
 
 # Effects

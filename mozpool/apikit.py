@@ -1,0 +1,395 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""What the API modules of all layers share: reading calls, writing answers, describing both for OpenAPI.
+
+Bodies are read as old clients write them (REST contract: what old clients do): JSON whatever the content type says,
+empty ones count as ``{}``, and keys with null as left out. Answers are built by hand, because the calls that a busy
+pool makes most must not pay for a second validation of what we wrote ourselves.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated, Any, NoReturn, TypeVar
+from urllib.parse import quote
+
+from apiflask import APIBlueprint
+from flask import Response, current_app, g, request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from sqlalchemy import Connection
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from mozpool.clock import Clock
+from mozpool.config import Settings
+from mozpool.db import devices
+from mozpool.db.devices import Device, DeviceKey
+from mozpool.db.engine import Database
+from mozpool.errors import BadInput, NotFound
+
+MAX_BODY = 1024 * 1024
+"""Bytes that a call's body may have."""
+
+MAX_SECONDS = 10 * 365 * 86400
+"""The longest duration that can be asked for."""
+
+MAX_POLL = 60
+"""Seconds that a long poll may take."""
+
+
+# --- What handlers are given ---
+
+
+@dataclass(frozen=True)
+class Site:
+    """What API modules of every layer may use of the server that they run in."""
+
+    settings: Settings
+    database: Database
+    clock: Clock
+    server_id: int
+    long_polls: LongPolls
+    device_changed: Callable[[], None]
+    """To be called when a device's environment or labels changed: it may fit a waiting request now."""
+
+
+SITE = "mozpool.site"
+"""The key of the :class:`Site` in the application's extensions."""
+
+
+def site() -> Site:
+    """The server that the current call reached."""
+    found = current_app.extensions[SITE]
+    assert isinstance(found, Site)
+    return found
+
+
+class LongPolls:
+    """Keeps long polls from using up all threads that serve calls."""
+
+    def __init__(self, most: int) -> None:
+        """``most`` is how many may wait at a time."""
+        self._free = threading.BoundedSemaphore(most)
+
+    @contextmanager
+    def slot(self, seconds: float) -> Iterator[float]:
+        """The seconds that this call may wait: ``seconds``, or 0 when too many wait already."""
+        if seconds <= 0 or not self._free.acquire(blocking=False):
+            yield 0.0
+            return
+        try:
+            yield seconds
+        finally:
+            self._free.release()
+
+
+class Elsewhere(Exception):
+    """The call belongs to another imaging server (302 to the same path there)."""
+
+    def __init__(self, server: str) -> None:
+        """``server`` is that server's fqdn."""
+        super().__init__(server)
+        self.server = server
+
+    @property
+    def location(self) -> str:
+        """The absolute URL of the current call on the other server."""
+        query = request.query_string.decode("ascii", "replace")
+        path = quote(request.path, safe="/~!$&'()*+,;=:@")
+        return f"http://{self.server}{path}" + (f"?{query}" if query else "")
+
+
+def only_here(server_id: int, server: str) -> None:
+    """Raise Elsewhere unless a row of the imaging server with this id and name is to be acted on by this one."""
+    if server_id != site().server_id:
+        raise Elsewhere(server)
+
+
+def device(conn: Connection, ref: str) -> Device:
+    """The device of this name or, when there is none, of this id. Raises NotFound."""
+    found = devices.by_name(conn, ref)
+    if found is None and re.fullmatch(r"\d{1,9}", ref, re.ASCII):
+        found = devices.get(conn, int(ref))
+    if found is None:
+        raise NotFound(f"there is no device {ref[:64]}", field="device")
+    return found
+
+
+def device_key(conn: Connection, ref: str) -> DeviceKey:
+    """As :func:`device`, the little that routing a call needs."""
+    found = devices.key_by_name(conn, ref)
+    if found is None and re.fullmatch(r"\d{1,9}", ref, re.ASCII):
+        found = devices.key(conn, int(ref))
+    if found is None:
+        raise NotFound(f"there is no device {ref[:64]}", field="device")
+    return found
+
+
+def read_device(ref: str) -> Device:
+    """:func:`device`, in a transaction of its own."""
+    with site().database.read() as conn:
+        return device(conn, ref)
+
+
+def own_device(ref: str) -> Device:
+    """The device, which this server may act on. Raises NotFound, Elsewhere."""
+    found = read_device(ref)
+    only_here(found.imaging_server_id, found.imaging_server)
+    return found
+
+
+# --- Reading ---
+
+
+class Input(BaseModel):
+    """Base of all bodies and queries: unknown keys are ignored, and null counts as left out."""
+
+    model_config = ConfigDict(extra="ignore", str_max_length=10_000)
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    return True
+
+
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
+"""A duration; text such as ``"1800"`` will do."""
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=32)]
+Flag = Annotated[bool, BeforeValidator(_flag), Field(json_schema_extra={"type": "string"})]
+"""A key of a query that counts with any value."""
+
+Labels = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^=]+$")],
+        Annotated[str, StringConstraints(max_length=190)],
+    ],
+    Field(max_length=64),
+]
+
+
+class LogQuery(Input):
+    """Which lines of a log are wanted."""
+
+    limit: Annotated[Whole, Field(ge=1, le=100_000)] | None = Field(None, description="The newest so many lines.")
+    timeperiod: Seconds | None = Field(None, description="Only lines of the last so many seconds.")
+
+
+class PageQuery(Input):
+    """Which part of a list is wanted."""
+
+    limit: Annotated[Whole, Field(ge=1, le=10_000)] | None = Field(
+        None, description="At most so many; without it the whole list."
+    )
+    cursor: Annotated[Whole, Field(ge=0, le=2**62)] = Field(
+        0, description="Where to go on: `next_cursor` of the answer before."
+    )
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def json_body() -> dict[str, Any]:
+    """The current call's body: a JSON object, without the keys that are null. Raises BadInput."""
+    raw = request.get_data(cache=True)
+    if len(raw) > MAX_BODY:
+        raise RequestEntityTooLarge
+    if not raw.strip():
+        return {}
+    try:
+        text = raw.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_refuse)
+        if "\\ud" in text.lower():
+            # Half a character, which can neither be stored nor shown.
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadInput("the body is not JSON in UTF-8") from error
+    if not isinstance(value, dict):
+        raise BadInput("the body is not a JSON object")
+    body = {key: item for key, item in value.items() if item is not None}
+    assignee = body.get("assignee", body.get("requester"))
+    if isinstance(assignee, str):
+        g.assignee = assignee[:256]
+    return body
+
+
+def parse(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """``values`` as a model. Raises BadInput that names the first field that is wrong."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = ".".join(str(part) for part in first["loc"]) or None
+        if first["type"] == "missing":
+            raise BadInput(f"{name}: is missing", field=name) from error
+        shown = repr(first["input"])
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        message = first["msg"].removeprefix("Value error, ")
+        raise BadInput(f"{name}: {shown}: {message}" if name else message, field=name) from error
+
+
+def query(model: type[Model]) -> Model:
+    """The current call's query as a model; keys that a list is expected for may come several times."""
+    values: dict[str, Any] = {}
+    for key, items in request.args.lists():
+        known = model.model_fields.get(key)
+        many = known is not None and "list" in str(known.annotation)
+        values[key] = items if many else items[-1]
+    return parse(model, values)
+
+
+# --- Writing ---
+
+
+def answer(value: Any, status: int = 200) -> Response:
+    """A JSON answer."""
+    return Response(json.dumps(value, separators=(",", ":")), status, mimetype="application/json")
+
+
+def done() -> Response:
+    """204: it was done, and there is nothing to say."""
+    return Response(status=204)
+
+
+def time_text(moment: datetime | None) -> str | None:
+    """A time as the old paths write it: ISO-8601 in UTC, whole seconds, without a zone."""
+    return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def log_lines(lines: Sequence[Any]) -> list[dict[str, Any]]:
+    """The lines of a log, oldest first."""
+    return [
+        {"id": line.id, "timestamp": time_text(line.ts), "source": line.source, "message": line.message}
+        for line in lines
+    ]
+
+
+def page(key: str, rows: Sequence[Any], limit: int | None, shown: Sequence[Any]) -> dict[str, Any]:
+    """A list, and where the next part of it begins if it was cut at ``limit`` (``rows`` has one more then)."""
+    if limit is not None and len(rows) > limit:
+        return {key: list(shown[:limit]), "next_cursor": rows[limit - 1].id}
+    return {key: list(shown)} if limit is None else {key: list(shown), "next_cursor": None}
+
+
+# --- Describing ---
+
+
+class LogLine(BaseModel):
+    """A line of a log."""
+
+    id: int
+    timestamp: str
+    source: str
+    message: str
+
+
+class Log(BaseModel):
+    """The newest lines, oldest first."""
+
+    log: list[LogLine]
+
+
+class Empty(BaseModel):
+    """Nothing: that it was done is all there is to say."""
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong."""
+
+    code: str = Field(description="A stable word for programs.")
+    message: str = Field(description="For people.")
+    field: str | None = Field(description="The input that is wrong, if one is.")
+
+
+class ErrorAnswer(BaseModel):
+    """Every error of the API."""
+
+    error: ErrorDetail
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is to be said in OpenAPI of a path and that the framework does not see."""
+
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    example: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+View = Callable[..., Response]
+
+REASONS = {
+    302: "It belongs to another imaging server: the same call there (`Location`), with its verb kept.",
+    400: "A value is missing or cannot be right; nothing was changed.",
+    403: "A page of a foreign origin called.",
+    404: "What was named does not exist; nothing was changed.",
+    409: "It is not in the state that this needs; nothing was changed.",
+    422: "Well-formed, but nothing that this pool can do.",
+    502: "The hardware failed.",
+    503: "The database is away, or too much is going on: the same call may work after `Retry-After` seconds.",
+}
+
+
+def endpoint(
+    blueprint: APIBlueprint,
+    rule: str,
+    *methods: str,
+    answers: type[BaseModel] | str | None,
+    errors: Sequence[int] = (),
+    query: type[BaseModel] | None = None,
+    body: type[BaseModel] | None = None,
+    example: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Callable[[View], View]:
+    """Serve ``rule`` by the decorated function, whose docstring becomes the documentation.
+
+    ``answers`` is the model of what it answers, a description of what is no JSON object, or None for 204. Answers are
+    not checked against it while serving (the tests do that). ``query`` and ``body`` are for the documentation alone:
+    handlers read with :func:`query` and :func:`parse`.
+    """
+
+    def decorate(view: View) -> View:
+        responses: dict[str | int, Any] = {code: {"description": REASONS[code]} for code in sorted({*errors, 403, 503})}
+        for code, response in responses.items():
+            if int(code) >= 400:
+                response["content"] = {"application/json": {"schema": {"$ref": ERROR_REF}}}
+            else:
+                response["headers"] = {"Location": {"schema": {"type": "string", "format": "uri"}}}
+        described = view
+        if answers is None:
+            responses[204] = {"description": "Done."}
+        elif isinstance(answers, str):
+            responses[200] = {"description": answers, "content": {"application/json": {"schema": {}}}}
+        else:
+            # Answers are Responses already, so that the framework's own serialisation does not run.
+            summary = (answers.__doc__ or "").split("\n", 1)[0]
+            described = blueprint.output(answers, description=summary)(described)
+        described = blueprint.doc(responses=responses)(described)
+        setattr(described, OPERATION, Operation(query, body, example, headers or {}))
+        blueprint.route(rule, methods=list(methods or ("GET",)))(described)
+        return view
+
+    return decorate
+
+
+OPERATION = "mozpool_operation"
+"""The attribute of a view that has its :class:`Operation`."""
+
+ERROR_REF = "#/components/schemas/ErrorAnswer"

@@ -1,0 +1,316 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""BMM's paths: the hardware itself, for people and other programs that know what they do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+
+from apiflask import APIBlueprint
+from flask import Response, current_app
+
+from mozpool import apikit
+from mozpool.apikit import Elsewhere, Empty, Input, Log, LogQuery, answer, endpoint, site
+from mozpool.bmm import schemas
+from mozpool.bmm.service import BMM
+from mozpool.db import devices, images, logs, relay_boards
+from mozpool.db.devices import Device
+from mozpool.db.tables import device_logs
+from mozpool.errors import BadInput, DatabaseAway, HardwareError, NotFound, Unprocessable
+from mozpool.lanes import Lanes
+from mozpool.logbook import Logbook
+
+blueprint = APIBlueprint("bmm", __name__, tag="BMM", url_prefix="/api")
+
+HARDWARE = "mozpool.bmm.hardware"
+"""The key of the :class:`Hardware` in the application's extensions."""
+
+
+class Hardware:
+    """BMM's operations as calls use them: those that take long run on workers, and the device's log tells the end."""
+
+    def __init__(self, bmm: BMM, workers: Lanes, logbook: Logbook) -> None:
+        self.bmm = bmm
+        self._workers = workers
+        self._logbook = logbook
+
+    def start(self, device: Device, lane: str, what: str, work: Callable[[], None]) -> None:
+        """Have ``work`` done in its turn; ``what`` is its name in the log."""
+
+        def run() -> None:
+            try:
+                work()
+            except (HardwareError, DatabaseAway) as error:
+                self.note(device, f"{what} failed: {error.message}", logging.WARNING)
+            else:
+                self.note(device, f"{what} done")
+
+        self.note(device, f"{what} asked for")
+        self._workers.submit(lane, run, f"{what} of {device.name}")
+
+    def power_lane(self, device: Device) -> str:
+        """The lane of a device's power. Raises Unprocessable when nobody can switch it."""
+        try:
+            return self.bmm.power_lane(device)
+        except HardwareError as error:
+            raise Unprocessable(error.message) from error
+
+    def note(self, device: Device, message: str, level: int = logging.INFO) -> None:
+        """Write a line into a device's log."""
+        self._logbook.add("device", device.id, device.name, "bmm", message, level=level)
+
+
+def hardware() -> Hardware:
+    """The hardware of this server."""
+    found = current_app.extensions[HARDWARE]
+    assert isinstance(found, Hardware)
+    return found
+
+
+# --- Power and boot ---
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/power-cycle/",
+    "POST",
+    answers=Empty,
+    body=schemas.PowerCycleBody,
+    example={"pxe_config": "b2g", "boot_config": "{}"},
+    errors=[302, 400, 404, 422],
+)
+def power_cycle(name: str) -> Response:
+    """Cycle a device's power behind LifeGuard's back; answers at once, the device's log tells the end."""
+    body = apikit.parse(schemas.PowerCycleBody, apikit.json_body())
+    device = apikit.own_device(name)
+    lane = hardware().power_lane(device)
+    values: dict[str, str | None] = {"pxe_config": body.pxe_config}
+    if body.pxe_config is not None:
+        with site().database.read() as conn:
+            if images.pxe_config(conn, body.pxe_config) is None:
+                raise NotFound(f"pxe_config: there is no PXE config {body.pxe_config!r}", field="pxe_config")
+        values["last_pxe_config"] = body.pxe_config
+    if body.boot_config is not None:
+        if len(body.boot_config.encode()) > schemas.TEXT_BYTES:
+            raise BadInput(f"boot_config: is longer than {schemas.TEXT_BYTES} bytes", field="boot_config")
+        values["next_boot_config"] = body.boot_config
+    site().database.run(lambda conn: devices.set_attributes(conn, device.id, **values))
+    bmm, again = hardware().bmm, _reader(device)
+
+    def work() -> None:
+        row = again()
+        bmm.sync_boot(row)
+        bmm.power_cycle(row)
+
+    config = f" with PXE config {body.pxe_config}" if body.pxe_config else ""
+    hardware().start(device, lane, f"power cycle{config}", work)
+    return answer({})
+
+
+@endpoint(
+    blueprint, "/device/<name>/power-off/", "GET", "POST", answers=Empty, body=Input, errors=[302, 400, 404, 422]
+)
+def power_off(name: str) -> Response:
+    """Cut a device's power behind LifeGuard's back; answers at once."""
+    device = apikit.own_device(name)
+    lane = hardware().power_lane(device)
+    bmm, again = hardware().bmm, _reader(device)
+    hardware().start(device, lane, "power off", lambda: bmm.power_off(again()))
+    return answer({})
+
+
+@endpoint(blueprint, "/device/<name>/clear-pxe/", "POST", answers=Empty, body=Input, errors=[302, 400, 404])
+def clear_pxe(name: str) -> Response:
+    """Let a device boot from its own storage from now on."""
+    apikit.json_body()
+    device = apikit.own_device(name)
+    site().database.run(lambda conn: devices.set_attributes(conn, device.id, pxe_config=None))
+    hardware().bmm.sync_boot(apikit.read_device(device.name))
+    hardware().note(device, "PXE config cleared")
+    return answer({})
+
+
+def _reader(device: Device) -> Callable[[], Device]:
+    """Reads the device again, from a worker: it may have changed while the work waited."""
+    database = site().database
+
+    def read() -> Device:
+        with database.read() as conn:
+            return devices.get(conn, device.id) or device
+
+    return read
+
+
+# --- Asking the hardware ---
+
+
+@endpoint(blueprint, "/device/<name>/ping/", answers=schemas.Success, errors=[302, 404])
+def ping(name: str) -> Response:
+    """Ping a device now."""
+    device = apikit.own_device(name)
+    try:
+        return answer({"success": hardware().bmm.ping(device)})
+    except HardwareError as error:
+        return answer({"success": False, "reason": error.message})
+
+
+@endpoint(blueprint, "/relay/list/", answers=schemas.RelayList)
+def relay_list() -> Response:
+    """List of relay boards, and which of them work."""
+    with site().database.read() as conn:
+        found = relay_boards.find(conn)
+    shown = [
+        {
+            "id": board.id,
+            "name": board.name,
+            "fqdn": board.fqdn,
+            "imaging_server": board.imaging_server,
+            "state": board.state,
+        }
+        for board in found
+    ]
+    return answer({"relays": shown})
+
+
+@endpoint(blueprint, "/relay/<name>/test/", answers=schemas.Success, errors=[302, 404])
+def relay_test(name: str) -> Response:
+    """Two-way talk with a relay board, for at most ten seconds."""
+    with site().database.read() as conn:
+        board = relay_boards.by_name(conn, name)
+    if board is None:
+        raise NotFound(f"there is no relay board {name[:64]}", field="relay")
+    if board.imaging_server != site().settings.server.fqdn:
+        raise Elsewhere(board.imaging_server)
+    try:
+        hardware().bmm.test_power(board.lane)
+    except HardwareError as error:
+        return answer({"success": False, "reason": error.message})
+    return answer({"success": True})
+
+
+# --- What is known of a device ---
+
+
+@endpoint(blueprint, "/device/<name>/log/", answers=Log, query=LogQuery, errors=[400, 404])
+def device_log(name: str) -> Response:
+    """Log of a device."""
+    query = apikit.query(LogQuery)
+    with site().database.read() as conn:
+        key = apikit.device_key(conn, name)
+        since = None if query.timeperiod is None else site().clock.now() - timedelta(seconds=query.timeperiod)
+        limit = 100 if query.limit is None and since is None else query.limit
+        lines = logs.latest(conn, device_logs, key.id, limit=limit, since=since)
+    return answer({"log": apikit.log_lines(lines)})
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/bootconfig/",
+    answers="The boot config of the image that is being installed: as it was asked for, usually a JSON object.",
+    errors=[404],
+)
+def bootconfig(name: str) -> Response:
+    """Boot config of the image that is being installed, for the live image; on any server."""
+    device = apikit.read_device(name)
+    return Response(device.next_boot_config or "{}", mimetype="application/json")
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/set-comments/",
+    "POST",
+    answers=Empty,
+    body=schemas.CommentsBody,
+    example={"comments": "the screen flickers"},
+    errors=[400, 404],
+)
+def set_comments(name: str) -> Response:
+    """Replace the comments on a device."""
+    body = apikit.parse(schemas.CommentsBody, apikit.json_body())
+    device = apikit.read_device(name)
+    site().database.run(lambda conn: devices.set_attributes(conn, device.id, comments=body.comments or None))
+    return answer({})
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/set-environment/",
+    "POST",
+    answers=Empty,
+    body=schemas.EnvironmentBody,
+    example={"environment": "staging"},
+    errors=[400, 404],
+)
+def set_environment(name: str) -> Response:
+    """Put a device into an environment."""
+    body = apikit.parse(schemas.EnvironmentBody, apikit.json_body())
+    device = apikit.read_device(name)
+    site().database.run(lambda conn: devices.set_attributes(conn, device.id, environment=body.environment))
+    hardware().note(device, f"environment {device.environment} -> {body.environment}")
+    site().device_changed()
+    return answer({})
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/set-labels/",
+    "POST",
+    answers=Empty,
+    body=schemas.LabelsBody,
+    example={"labels": {"processor": "armv7", "android": "4.0"}},
+    errors=[400, 404],
+)
+def set_labels(name: str) -> Response:
+    """Replace the labels of a device."""
+    body = apikit.parse(schemas.LabelsBody, apikit.json_body())
+    device = apikit.read_device(name)
+    site().database.run(lambda conn: devices.set_labels(conn, device.id, body.labels))
+    shown = ", ".join(f"{key}={value}" for key, value in sorted(body.labels.items()))
+    hardware().note(device, f"labels: {shown or 'none'}"[:1000])
+    site().device_changed()
+    return answer({})
+
+
+@endpoint(blueprint, "/environment/list/", answers=schemas.EnvironmentList)
+def environment_list() -> Response:
+    """List of environments that devices are in."""
+    with site().database.read() as conn:
+        return answer({"environments": devices.environments(conn)})
+
+
+# --- PXE configs ---
+
+
+@endpoint(blueprint, "/bmm/pxe_config/list/", answers=schemas.PxeConfigList, query=schemas.PxeConfigListQuery)
+def pxe_config_list() -> Response:
+    """List of PXE configs."""
+    query = apikit.query(schemas.PxeConfigListQuery)
+    with site().database.read() as conn:
+        return answer({"pxe_configs": images.pxe_config_names(conn, active_only=query.active_only)})
+
+
+@endpoint(blueprint, "/bmm/pxe_config/<name>/details/", answers=schemas.PxeConfigAnswer, errors=[404])
+def pxe_config_details(name: str) -> Response:
+    """A PXE config."""
+    with site().database.read() as conn:
+        config = images.pxe_config(conn, name)
+        if config is None:
+            raise NotFound(f"there is no PXE config {name[:64]}", field="pxe_config")
+        uses = images.pxe_config_uses(conn, config.id)
+    details = {
+        "id": config.id,
+        "name": config.name,
+        "description": config.description,
+        "contents": config.contents,
+        "content": config.contents,
+        "version": 1,
+        "active": config.active,
+        "used_for": [
+            {"image": image, "hardware_type": hardware_type, "hardware_model": model}
+            for image, hardware_type, model in uses
+        ],
+    }
+    return answer({"details": details})

@@ -1,0 +1,113 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""What BMM's paths take and give."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from mozpool.apikit import Flag, Input, Labels, Name
+
+TEXT_BYTES = 60_000
+"""Somewhat less than what a TEXT column holds."""
+
+
+class PowerCycleBody(Input):
+    """What to boot: without `pxe_config`, the device's own storage."""
+
+    pxe_config: Name | None = Field(None, description="Every boot uses this PXE config until `clear-pxe`.")
+    boot_config: Annotated[str, StringConstraints(max_length=TEXT_BYTES)] | None = Field(
+        None, description="Replaces the next boot config; the next image stays as it is."
+    )
+
+
+class CommentsBody(Input):
+    """Free text about a device."""
+
+    comments: Annotated[str, StringConstraints(max_length=10_000)]
+
+
+class EnvironmentBody(Input):
+    """Where a device belongs."""
+
+    environment: Name
+
+
+class LabelsBody(Input):
+    """All labels that a device is to have."""
+
+    labels: Labels
+
+
+class PxeConfigListQuery(Input):
+    """Which PXE configs are wanted."""
+
+    active_only: Flag = Field(False, description="Only those in use; any value counts.")
+
+
+# Answers
+
+
+class Success(BaseModel):
+    """Whether it answered."""
+
+    success: bool
+    reason: str | None = Field(None, description="Why not.")
+
+
+class EnvironmentList(BaseModel):
+    """All environments that devices are in."""
+
+    environments: list[str]
+
+
+class PxeConfigList(BaseModel):
+    """Names, sorted."""
+
+    pxe_configs: list[str]
+
+
+class PxeConfigUse(BaseModel):
+    """What a PXE config is used for."""
+
+    image: str
+    hardware_type: str
+    hardware_model: str
+
+
+class PxeConfigDetails(BaseModel):
+    """A PXE config; `version` and `content` are what old readers look for."""
+
+    id: int
+    name: str
+    description: str
+    contents: str
+    content: str
+    version: int
+    active: bool
+    used_for: list[PxeConfigUse]
+
+
+class PxeConfigAnswer(BaseModel):
+    """A PXE config."""
+
+    details: PxeConfigDetails
+
+
+class RelayBoardInfo(BaseModel):
+    """A relay board."""
+
+    id: int
+    name: str
+    fqdn: str
+    imaging_server: str
+    state: str = Field(description="`ok`, `suspect` or `failed`.")
+
+
+class RelayList(BaseModel):
+    """All relay boards, sorted by name."""
+
+    relays: list[RelayBoardInfo]

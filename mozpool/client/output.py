@@ -1,0 +1,127 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""What the command ``mozpool`` shows: tables, times, the progress of a request."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, TextIO
+
+import click
+
+from mozpool.client.api import Client, Progress
+from mozpool.client.errors import ClientError
+from mozpool.client.models import Waiting
+
+TRANSITION = re.compile(r"(\w+) -> (\w+)\b")
+"""How the log of a device tells that its state has changed."""
+
+AT_ONCE = "start_"
+"""Prefix of states that are left at once."""
+
+CLEAR_LINE = "\r\033[K"
+
+
+def plain(value: object) -> str:
+    """A value as text that does nothing to a terminal; None is empty."""
+    text = "" if value is None else str(value)
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def moment(value: datetime | None) -> str:
+    """A time in UTC, for a table."""
+    return "" if value is None else f"{value:%Y-%m-%d %H:%M:%S}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    """The lines of a table with aligned columns."""
+    cells = [list(head), *([plain(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def document(value: Any) -> str:
+    """One JSON document."""
+    return json.dumps(value, indent=2, default=dict)
+
+
+class ProgressLines:
+    """Writes each state of a request, and of the device that is prepared for it, with the seconds it took.
+
+    On a terminal the state that lasts stands on the last line, which is written again and again; elsewhere there are
+    only whole lines.
+    """
+
+    def __init__(self, client: Client, stream: TextIO) -> None:
+        self._client = client
+        self._stream = stream
+        self._live = stream.isatty()
+        self._waiting: Waiting | None = None
+        self._device: str | None = None
+        self._device_seen = 0
+        self._device_since: datetime | None = None
+        self._began: datetime | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Show what is new (as ``on_change`` of :meth:`Client.wait_ready`)."""
+        status = progress.status
+        if progress.previous is None and progress.changed:
+            self._line(f"request {progress.request_id}:")
+        if self._began is None:
+            self._began = min((line.timestamp for line in status.log if line.timestamp), default=None)
+        if status.device is not None and not status.ended:
+            self._show_device(status.device)
+        if progress.changed and progress.previous is not None:
+            self._line(f"  {progress.previous:<30} {progress.seconds:6.1f} s")
+        if status.waiting is not None and status.waiting != self._waiting:
+            self._line(f"  place {status.waiting.place} in the queue: {plain(status.waiting.reason)}")
+        self._waiting = status.waiting
+        if status.state == "ready" or status.ended:
+            self._line(f"  {plain(status.state)}")
+        elif self._live:
+            seconds = 0.0 if progress.changed else progress.seconds
+            what = status.device or ""
+            self._stream.write(f"{CLEAR_LINE}  {plain(status.state):<30} {seconds:6.1f} s {plain(what)}".rstrip())
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Leave the last line as it is: nothing more comes."""
+        if self._live:
+            self._stream.write(CLEAR_LINE)
+            self._stream.flush()
+
+    def _line(self, text: str) -> None:
+        self._stream.write(f"{CLEAR_LINE if self._live else ''}{text}\n")
+        self._stream.flush()
+
+    def _show_device(self, device: str) -> None:
+        """Show the states that the device has left since the last look, by its own log."""
+        try:
+            log = self._client.log(device, limit=100)
+        except ClientError:
+            return
+        if device != self._device:
+            self._device, self._device_since, self._device_seen = device, None, 0
+        for line in log:
+            found = TRANSITION.match(line.message)
+            if found is None or line.timestamp is None or line.id <= self._device_seen:
+                continue
+            self._device_seen = line.id
+            if self._began is not None and line.timestamp < self._began:
+                continue
+            if self._device_since is not None and not found[1].startswith(AT_ONCE):
+                # Logs tell whole seconds.
+                seconds = (line.timestamp - self._device_since).total_seconds()
+                took = f"{seconds:4.0f}" if seconds else "  <1"
+                self._line(f"    {plain(device + ' ' + found[1]):<28} {took}   s")
+            self._device_since = line.timestamp
+
+
+def error_line(message: str) -> None:
+    """One sentence on standard error."""
+    click.echo(f"mozpool: {plain(message)}", err=True)

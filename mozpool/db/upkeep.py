@@ -1,0 +1,142 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Keeps the database from growing for ever: old log lines, history and requests go, in small transactions.
+
+To be run when the daemon starts and at least once a day. Any number of imaging servers may do so at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Table, delete, exc, exists, func, select, text
+
+from mozpool.clock import Clock
+from mozpool.db.engine import Database
+from mozpool.db.requests import END_STATES
+from mozpool.db.tables import (
+    claim_history,
+    device_history,
+    device_logs,
+    device_requests,
+    request_history,
+    request_logs,
+    requests,
+)
+
+KEEP_LOGS = timedelta(days=14)
+"""On MySQL the procedure ``dbcron`` says so."""
+KEEP_REQUESTS = timedelta(days=7)
+"""Counts from when a request expires (wire facts: Syslog)."""
+KEEP_HISTORY = timedelta(days=90)
+
+BATCH = 1000
+"""Rows that one transaction deletes: others who want to write wait some milliseconds."""
+
+TRIES = 3
+"""How often the log partitions are looked at again when another server was about to change them too."""
+
+# The partition to be dropped is gone; the one to be added is there, or comes before the last one.
+_CHANGED_MEANWHILE = frozenset({1507, 1517, 1493})
+
+_NO_PARTITION = 1526
+
+
+def run(database: Database, clock: Clock) -> None:
+    """Delete what is too old: log lines, the history of states and claims, and requests that ended.
+
+    Requests that are not at their end, or hold a device, stay, and so do the claims that are in use.
+    On MySQL this is also what prepares the log tables for tomorrow. Raises DatabaseAway; what was deleted until then
+    stays deleted.
+    """
+    now = clock.now()
+    _delete_requests(database, now - KEEP_REQUESTS)
+    if database.dialect == "mysql":
+        _call(database, "CALL dbcron()")
+    else:
+        for table in (device_logs, request_logs):
+            _delete_before(database, table, now - KEEP_LOGS)
+    for table in (device_history, request_history):
+        _delete_before(database, table, now - KEEP_HISTORY)
+    _delete_claims(database, now - KEEP_HISTORY)
+
+
+def prepare_logs(database: Database) -> None:
+    """Give the log tables what they need to take lines of today. Raises DatabaseAway."""
+    if database.dialect == "mysql":
+        for table in (device_logs, request_logs):
+            _call(database, f"CALL update_log_partitions('{table.name}', {KEEP_LOGS.days}, 1)")
+
+
+def lacks_partition(error: BaseException) -> bool:
+    """Whether a log line was refused because nobody called :func:`run` or :func:`prepare_logs` for days."""
+    return isinstance(error, exc.DBAPIError) and _code(error) == _NO_PARTITION
+
+
+def _call(database: Database, statement: str) -> None:
+    """Call a procedure that changes partitions; once more when somebody else's call came in between."""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            database.run(lambda conn: conn.execute(text(statement)).close())
+            return
+        except exc.DBAPIError as error:
+            if _code(error) not in _CHANGED_MEANWHILE or not tries_left:
+                raise
+
+
+def _code(error: exc.DBAPIError) -> object:
+    """MySQL's error number."""
+    return error.orig.args[0] if error.orig is not None and error.orig.args else None
+
+
+def _delete_requests(database: Database, before: datetime) -> None:
+    """Requests that ended and expired before then. The newest stays: SQLite would use its number again."""
+    newest = select(func.max(requests.c.id)).scalar_subquery()
+    claim = exists().where(device_requests.c.request_id == requests.c.id)
+    condition = requests.c.expires < before, requests.c.state.in_(END_STATES), ~claim
+
+    def work(conn: Connection) -> int:
+        ids = conn.scalars(select(requests.c.id).where(*condition, requests.c.id < newest).limit(BATCH)).all()
+        conn.execute(delete(requests).where(requests.c.id.in_(ids), *condition))
+        return len(ids)
+
+    while database.run(work) == BATCH:
+        pass
+
+
+def _delete_before(database: Database, table: Table, before: datetime) -> None:
+    """Rows whose ``ts`` is older."""
+
+    def work(conn: Connection) -> int:
+        ids = conn.scalars(select(table.c.id).where(table.c.ts < before).order_by(table.c.ts).limit(BATCH)).all()
+        conn.execute(delete(table).where(table.c.id.in_(ids)))
+        return len(ids)
+
+    while database.run(work) == BATCH:
+        pass
+
+
+def _delete_claims(database: Database, before: datetime) -> None:
+    """Claims that were released before then. They are read in the order in which they were made, which is that of ids."""
+    for old in _claims_made(database, before):
+        ids = [row.id for row in old if row.released_at is not None and row.released_at < before]
+        if ids:
+            database.run(lambda conn, ids=ids: conn.execute(delete(claim_history).where(claim_history.c.id.in_(ids))))  # type: ignore[misc]
+
+
+def _claims_made(database: Database, before: datetime) -> Iterator[list[Any]]:
+    """The claims made before then, in batches."""
+    columns = claim_history.c.id, claim_history.c.claimed_at, claim_history.c.released_at
+    after = 0
+    while True:
+        query = select(*columns).where(claim_history.c.id > after).order_by(claim_history.c.id).limit(BATCH)
+        with database.read() as conn:
+            batch = conn.execute(query).all()
+        old = [row for row in batch if row.claimed_at < before]
+        yield old
+        if len(old) < BATCH:
+            return
+        after = batch[-1].id

@@ -1,0 +1,328 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""LifeGuard's paths: devices, their events and states, and what their holders and operators may do to them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from apiflask import APIBlueprint
+from flask import Response, current_app
+
+from mozpool import apikit
+from mozpool.apikit import Empty, Input, answer, endpoint, site
+from mozpool.bmm.service import BMM
+from mozpool.clock import Clock
+from mozpool.db import devices, images, logs, requests
+from mozpool.db.devices import Device
+from mozpool.db.tables import device_logs
+from mozpool.errors import BadInput, Conflict, DatabaseAway, NotFound, Unprocessable
+from mozpool.lifeguard import schemas
+from mozpool.lifeguard.devicemachine import category
+from mozpool.lifeguard.service import LifeGuard
+from mozpool.lifeguard.states.base import has_power
+from mozpool.statemachine import TIMEOUT
+
+blueprint = APIBlueprint("lifeguard", __name__, tag="LifeGuard", url_prefix="/api")
+
+SERVICE = "mozpool.lifeguard"
+"""The key of the :class:`LifeGuard` in the application's extensions."""
+
+HARDWARE = "mozpool.bmm"
+"""The key of the :class:`BMM`."""
+
+STATES = "mozpool.lifeguard.states"
+"""The key of the :class:`StateCache`."""
+
+CACHED = 5
+"""Seconds that a cached state may be old."""
+
+
+def lifeguard() -> LifeGuard:
+    """LifeGuard's service on this server."""
+    found = current_app.extensions[SERVICE]
+    assert isinstance(found, LifeGuard)
+    return found
+
+
+# --- Events and states ---
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/event/<event>/",
+    "GET",
+    "POST",
+    answers=schemas.DeviceEvent,
+    body=Input,
+    errors=[302, 400, 404],
+)
+def device_event(name: str, event: str) -> Response:
+    """Hand an event to a device's state machine; one that its state does not expect is ignored.
+
+    Boards call this by a plain GET. Imaging servers send the "please" of a request with its `claim_id`.
+    """
+    args = apikit.json_body()
+    with site().database.read() as conn:
+        key = apikit.device_key(conn, name)
+    apikit.only_here(key.imaging_server_id, key.imaging_server)
+    if event == "released":
+        lifeguard().released(key.id)
+    elif event.startswith("please_") and "claim_id" in args:
+        return answer(_please_for_claim(key.id, event, args))
+    elif event != TIMEOUT:
+        lifeguard().event(key.id, event, args)
+    return answer({})
+
+
+def _please_for_claim(device_id: int, event: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    claim_id = args["claim_id"]
+    if not isinstance(claim_id, int) or isinstance(claim_id, bool):
+        raise BadInput.value("claim_id", claim_id, "the number of a claim")
+    rest = {key: value for key, value in args.items() if key not in ("claim_id", "once")}
+    said = lifeguard().please(device_id, event, rest, claim_id=claim_id, once=bool(args.get("once")))
+    return {"accepted": said.accepted, "state": said.state, "reason": said.reason}
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/state-change/<old>/to/<new>/",
+    "POST",
+    answers=Empty,
+    body=Input,
+    errors=[302, 400, 404, 409],
+)
+def state_change(name: str, old: str, new: str) -> Response:
+    """Force a device from one state to another; 409 when it is not in the first one."""
+    apikit.json_body()
+    lifeguard().change_state(apikit.own_device(name).id, old, new)
+    return answer({})
+
+
+@endpoint(blueprint, "/device/<name>/status/", "GET", answers=schemas.DeviceStatus, errors=[404])
+def device_status(name: str) -> Response:
+    """State and log of a device."""
+    with site().database.read() as conn:
+        row = apikit.device(conn, name)
+        lines = logs.latest(conn, device_logs, row.id)
+    return answer({"state": row.state, "log": apikit.log_lines(lines)})
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/status/",
+    "POST",
+    answers=schemas.Started,
+    body=schemas.StatusBody,
+    example={"status": "offline", "reason": "broken screen"},
+    errors=[302, 400, 404],
+)
+def set_device_status(name: str) -> Response:
+    """Take a device offline (locked out), or bring it online by a self-test, without which it stays offline."""
+    body = apikit.parse(schemas.StatusBody, apikit.json_body())
+    outcome = lifeguard().set_status(apikit.own_device(name).id, body.status, body.reason)
+    return answer({"state": outcome.state})
+
+
+@endpoint(
+    blueprint, "/device/<name>/state/", answers=schemas.DeviceState, query=schemas.StateQuery, errors=[404]
+)
+def device_state(name: str) -> Response:
+    """State of a device; with `cache`, one that may be a few seconds old."""
+    if not apikit.query(schemas.StateQuery).cache:
+        with site().database.read() as conn:
+            return answer({"state": apikit.device_key(conn, name).state})
+    cache = current_app.extensions[STATES]
+    assert isinstance(cache, StateCache)
+    states, age = cache.read()
+    state = states.get(name)
+    if state is None:
+        with site().database.read() as conn:
+            state = apikit.device_key(conn, name).state
+    left = max(0, round(CACHED - age))
+    said = answer({"state": state})
+    said.cache_control.public = True
+    said.cache_control.max_age = left
+    said.expires = site().clock.now() + timedelta(seconds=left)
+    return said
+
+
+class StateCache:
+    """The states of all devices, read at most every few seconds however many monitors ask."""
+
+    def __init__(self, site: apikit.Site) -> None:
+        self._database = site.database
+        self._clock: Clock = site.clock
+        self._lock = threading.Lock()
+        self._states: dict[str, str] = {}
+        self._read: float | None = None
+
+    def read(self) -> tuple[Mapping[str, str], float]:
+        """Device name → state, and how many seconds old that is."""
+        with self._lock:
+            now = self._clock.monotonic()
+            if self._read is None or now - self._read >= CACHED:
+                with self._database.read() as conn:
+                    self._states = devices.states(conn)
+                self._read = now
+            return self._states, now - self._read
+
+
+# --- Details ---
+
+
+@endpoint(blueprint, "/device/<name>/details/", answers=schemas.DeviceInfo, errors=[404])
+def device_details(name: str) -> Response:
+    """All that another program needs to reach or flash a device."""
+    with site().database.read() as conn:
+        row = apikit.device(conn, name)
+        labels = devices.labels_of(conn, [row.id]).get(row.id, {})
+        holder = None if row.claim_id is None else requests.of_device(conn, row.id)
+    defaults = site().settings.bmm
+    return answer(
+        {
+            "id": row.id,
+            "name": row.name,
+            "fqdn": row.fqdn,
+            "address": row.address,
+            "mac_address": row.mac_address,
+            "inventory_id": row.inventory_id,
+            "state": row.state,
+            "device_status": row.state,
+            "state_since": apikit.time_text(row.state_since),
+            "category": category(row.state, row.claim_id is not None),
+            "environment": row.environment,
+            "comments": row.comments,
+            "image": row.image,
+            "boot_config": row.boot_config,
+            "next_image": row.next_image,
+            "next_boot_config": row.next_boot_config,
+            "pxe_config": row.pxe_config,
+            "last_pxe_config": row.last_pxe_config,
+            "imaging_server": row.imaging_server,
+            "url": f"http://{row.imaging_server}/api/device/{row.name}/",
+            "hardware_type": row.hardware_type,
+            "hardware_model": row.hardware_model,
+            "relay_info": row.relay_info,
+            "labels": labels,
+            "agent": {
+                "backend": row.backends.get("agent") or defaults.agent,
+                "address": row.address,
+                "available": row.image_has_agent,
+            },
+            "power": {
+                "backend": row.backends.get("power") or defaults.power,
+                "relay_info": row.relay_info,
+                "controllable": has_power(row),
+            },
+            "backends": dict(row.backends),
+            "holder": None
+            if holder is None
+            else {
+                "request_id": holder.id,
+                "assignee": holder.assignee,
+                "expires": apikit.time_text(holder.expires),
+                "state": holder.state,
+                "url": f"http://{holder.imaging_server}/api/request/{holder.id}/",
+            },
+            "request_id": row.request_id,
+            "last_seen": apikit.time_text(row.last_seen),
+        }
+    )
+
+
+# --- What holders and operators may do ---
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/reboot/",
+    "POST",
+    answers=schemas.Started,
+    body=schemas.ActorBody,
+    errors=[302, 400, 404, 409],
+)
+def device_reboot(name: str) -> Response:
+    """Cycle a device's power and prove it again; whoever has it keeps it."""
+    actor = apikit.parse(schemas.ActorBody, apikit.json_body())
+    return _please(apikit.own_device(name), actor, "please_power_cycle", {})
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/flash/",
+    "POST",
+    answers=schemas.Started,
+    body=schemas.FlashBody,
+    example={"image": "b2g", "b2gbase": "http://builds/1/"},
+    errors=[302, 400, 404, 409, 422],
+)
+def device_flash(name: str) -> Response:
+    """Install an image and prove the device again; whoever has it keeps it."""
+    raw = apikit.json_body()
+    body = apikit.parse(schemas.FlashBody, raw)
+    row = apikit.own_device(name)
+    with site().database.read() as conn:
+        image = images.by_name(conn, body.image)
+        if image is None:
+            raise NotFound(f"image: there is no image {body.image!r}", field="image")
+        config = images.pxe_config_for(conn, row.hardware_type_id, image.id)
+    missing = [key for key in image.boot_config_keys if key not in raw]
+    if missing:
+        raise BadInput(f"{missing[0]}: is missing, image {image.name} needs it", field=missing[0])
+    if config is None:
+        raise Unprocessable(f"image: {image.name} can't be put on the hardware of device {row.name}", field="image")
+    boot_config = json.dumps({key: raw[key] for key in image.boot_config_keys})
+    return _please(row, body, "please_image", {"image": image.name, "boot_config": boot_config})
+
+
+def _please(row: Device, actor: schemas.ActorBody, event: str, args: Mapping[str, Any]) -> Response:
+    """Ask a device for something. For its holder, the result goes to the holder's request."""
+    _check_holder(row, actor)
+    claim_id = row.claim_id if actor.request_id is not None else None
+    said = lifeguard().please(row.id, event, args, claim_id=claim_id)
+    if not said.accepted:
+        raise Conflict(f"device {row.name} can't do that now: {said.reason}", field="state")
+    if actor.assignee:
+        lifeguard().note(row, f"{event} by {actor.assignee}")
+    return answer({"state": said.state})
+
+
+def _check_holder(row: Device, actor: schemas.ActorBody) -> None:
+    if actor.request_id is not None and actor.request_id != row.request_id:
+        raise Conflict(f"request {actor.request_id} does not have device {row.name}", field="request_id")
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/agent/exec/",
+    "POST",
+    answers=schemas.ExecAnswer,
+    body=schemas.ExecBody,
+    example={"command": ["ls", "/mnt/sdcard"], "timeout": 10},
+    errors=[302, 400, 404, 409, 502],
+)
+def agent_exec(name: str) -> Response:
+    """Run a command on a device by its agent, and wait for what it gives."""
+    body = apikit.parse(schemas.ExecBody, apikit.json_body())
+    row = apikit.own_device(name)
+    _check_holder(row, body)
+    hardware = current_app.extensions[HARDWARE]
+    assert isinstance(hardware, BMM)
+    with site().long_polls.slot(body.timeout) as seconds:
+        if not seconds:
+            raise TooBusy("too many calls wait for commands or changes; try again")
+        lifeguard().note(row, f"command by {body.assignee or 'an operator'}: {' '.join(body.command)}"[:1000])
+        result = hardware.agent_run(row, body.command, seconds)
+    return answer({"output": result.output, "return_code": result.return_code})
+
+
+class TooBusy(DatabaseAway):
+    """Too many calls wait already."""
+
+    code = "too_busy"

@@ -1,0 +1,148 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""What LifeGuard's paths take and give."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from mozpool.apikit import Flag, Input, LogLine, Name, Seconds, Whole
+
+EXEC_LIMIT = 600.0
+"""The longest that a command on a device may take, in seconds."""
+
+
+class StateQuery(Input):
+    """How fresh the state must be."""
+
+    cache: Flag = Field(False, description="It may be a few seconds old, for monitors; any value counts.")
+
+
+class ActorBody(Input):
+    """Who acts: the holder of the device, else an operator."""
+
+    request_id: Whole | None = Field(None, description="The request that has the device: 409 when it does not.")
+    assignee: str | None = Field(None, description="Who calls, for the log.")
+
+
+class FlashBody(ActorBody):
+    """What to install. Besides these, every key of the image's `boot_config_keys` must be there."""
+
+    image: Name
+
+
+class StatusBody(Input):
+    """Whether the pool may use the device."""
+
+    status: Literal["online", "offline"]
+    reason: Annotated[str, StringConstraints(max_length=1000)] | None = Field(None, description="For the log.")
+
+
+class ExecBody(ActorBody):
+    """A command for the program on the device."""
+
+    command: list[Annotated[str, StringConstraints(max_length=4096)]] = Field(
+        min_length=1, max_length=256, description="The program and its arguments."
+    )
+    timeout: Annotated[Seconds, Field(gt=0, le=EXEC_LIMIT)] = Field(60, description="Seconds that it may take.")
+
+
+# Answers
+
+
+class DeviceEvent(BaseModel):
+    """Nothing; for a "please" that names a claim (`claim_id`), whether LifeGuard accepted it."""
+
+    accepted: bool | None = None
+    state: str | None = None
+    reason: str | None = None
+
+
+class DeviceState(BaseModel):
+    """The state."""
+
+    state: str
+
+
+class DeviceStatus(BaseModel):
+    """State and log."""
+
+    state: str
+    log: list[LogLine]
+
+
+class Started(BaseModel):
+    """What the device is doing now."""
+
+    state: str
+
+
+class Agent(BaseModel):
+    """How to reach the program on the device."""
+
+    backend: str = Field(description="Which kind of program it is.")
+    address: str
+    available: bool = Field(description="Whether the device's image has one.")
+
+
+class Power(BaseModel):
+    """How the device's power is switched."""
+
+    backend: str
+    relay_info: str | None
+    controllable: bool
+
+
+class Holder(BaseModel):
+    """Who has the device."""
+
+    request_id: int
+    assignee: str
+    expires: str
+    state: str = Field(description="The request's state.")
+    url: str
+
+
+class DeviceInfo(BaseModel):
+    """All that another program needs to reach or flash a device."""
+
+    id: int
+    name: str
+    fqdn: str
+    address: str = Field(description="Where it answers.")
+    mac_address: str
+    inventory_id: int
+    state: str
+    device_status: str = Field(description="The state.")
+    state_since: str | None
+    category: str = Field(description="In use, idle, processing, failed or out of service.")
+    environment: str
+    comments: str | None
+    image: str | None
+    boot_config: str | None
+    next_image: str | None
+    next_boot_config: str | None
+    pxe_config: str | None = Field(description="What every boot uses until it is cleared.")
+    last_pxe_config: str | None
+    imaging_server: str = Field(description="The server that acts on it.")
+    url: str = Field(description="The device on that server.")
+    hardware_type: str | None
+    hardware_model: str | None
+    relay_info: str | None
+    labels: dict[str, str]
+    agent: Agent
+    power: Power
+    backends: dict[str, Any]
+    holder: Holder | None = Field(description="Null when nobody has it.")
+    request_id: int | None
+    last_seen: str | None
+
+
+class ExecAnswer(BaseModel):
+    """What the command gave."""
+
+    output: str
+    return_code: int | None

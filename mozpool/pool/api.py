@@ -1,0 +1,448 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""MozPool's paths: requests, and what can be asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from apiflask import APIBlueprint
+from flask import Response, current_app, request
+from sqlalchemy import Connection
+
+from mozpool import __version__, apikit
+from mozpool.apikit import MAX_POLL, Empty, Input, Log, LogQuery, answer, done, endpoint, site
+from mozpool.db import claims, devices, images, logs, requests
+from mozpool.db.devices import Device
+from mozpool.db.requests import Request
+from mozpool.db.tables import request_logs
+from mozpool.errors import BadInput, Conflict, NotFound
+from mozpool.pool import schemas
+from mozpool.pool.allocation import Waiting
+from mozpool.pool.criteria import ANY
+from mozpool.pool.repeats import Repeats
+from mozpool.pool.service import MozPool, NewRequest
+from mozpool.statemachine import TIMEOUT
+
+blueprint = APIBlueprint("mozpool", __name__, tag="MozPool", url_prefix="/api")
+
+SERVICE = "mozpool.pool"
+"""The key of the :class:`MozPool` in the application's extensions."""
+
+REPEATS = "mozpool.repeats"
+"""The key of the :class:`Repeats`."""
+
+OWN_EVENTS = frozenset({TIMEOUT, "device_found", "do_not_wait"})
+"""Events that carry what only this server's own matching and timers know: from outside they are ignored."""
+
+IDEMPOTENCY_KEY = 128
+"""The longest Idempotency-Key."""
+
+
+def mozpool() -> MozPool:
+    """MozPool's service on this server."""
+    found = current_app.extensions[SERVICE]
+    assert isinstance(found, MozPool)
+    return found
+
+
+def request_number(text: str) -> int:
+    """A request's id from a path. Raises BadInput, NotFound for numbers that no request can have."""
+    if not re.fullmatch(r"[+-]?\d+", text, re.ASCII):
+        raise BadInput.value("id", text, "the number of a request")
+    if len(text) > 18 or int(text) < 1:
+        raise NotFound(f"there is no request {text[:64]}", field="request")
+    return int(text)
+
+
+def own_request(text: str) -> int:
+    """The id of a request that this server may act on. Raises BadInput, NotFound, Elsewhere."""
+    number = request_number(text)
+    with site().database.read() as conn:
+        owner = requests.owner(conn, number)
+    if owner is None:
+        raise NotFound(f"there is no request {number}", field="request")
+    apikit.only_here(*owner)
+    return number
+
+
+# --- Answers ---
+
+
+def request_info(row: Request, waiting: Waiting | None) -> dict[str, Any]:
+    """A request as the API shows it."""
+    return {
+        "id": row.id,
+        "requested_device": row.requested_device,
+        "assignee": row.assignee,
+        "expires": apikit.time_text(row.expires),
+        "environment": row.environment,
+        "image": row.image,
+        "boot_config": row.boot_config or "{}",
+        "assigned_device": row.device or "",
+        "url": f"http://{row.imaging_server}/api/request/{row.id}/",
+        "state": row.state,
+        "status": row.state,
+        "imaging_server": row.imaging_server,
+        "device_id": row.device_id,
+        "device_state": row.device_state or "",
+        "created": apikit.time_text(row.created),
+        "priority": row.priority,
+        "wait": row.wait,
+        "labels": dict(row.labels),
+        "hardware_type": row.hardware_type,
+        "hardware_model": row.hardware_model,
+        "callback_url": row.callback_url,
+        "reason": waiting.reason if waiting else row.reason,
+        "place": waiting.place if waiting else None,
+    }
+
+
+def device_item(row: Device, labels: Mapping[str, str]) -> dict[str, Any]:
+    """A device as lists show it."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "fqdn": row.fqdn,
+        "inventory_id": row.inventory_id,
+        "mac_address": row.mac_address,
+        "imaging_server": row.imaging_server,
+        "relay_info": row.relay_info,
+        "state": row.state,
+        "device_status": row.state,
+        "comments": row.comments,
+        "environment": row.environment,
+        "image": row.image,
+        "boot_config": row.boot_config,
+        "last_pxe_config": row.last_pxe_config,
+        "request_id": row.request_id,
+        "hardware_type": row.hardware_type,
+        "hardware_model": row.hardware_model,
+        "labels": dict(labels),
+    }
+
+
+# --- What there is ---
+
+
+@endpoint(blueprint, "/version/", answers=schemas.Version)
+def version() -> Response:
+    """Version of the server."""
+    return answer({"version": __version__})
+
+
+@endpoint(blueprint, "/device/list/", answers=schemas.DeviceList, query=schemas.DeviceListQuery, errors=[400])
+def device_list() -> Response:
+    """List of devices."""
+    query = apikit.query(schemas.DeviceListQuery)
+    filtered = bool(request.args.keys() - {"details"})
+    with site().database.read() as conn:
+        if not query.details and not filtered:
+            return answer({"devices": devices.names(conn)})
+        wanted = devices.Filter(
+            state=query.state,
+            environment=query.environment,
+            hardware_type=query.hardware_type,
+            hardware_model=query.hardware_model,
+            image=query.image,
+            imaging_server=query.imaging_server,
+            labels=_labels(query.label),
+            claimed=query.claimed,
+            search=query.search,
+        )
+        more = None if query.limit is None else query.limit + 1
+        rows = devices.find(conn, wanted, after=query.cursor, limit=more)
+        shown: list[Any]
+        if query.details:
+            labels = devices.labels_of(conn, [row.id for row in rows] if filtered else None) if rows else {}
+            shown = [device_item(row, labels.get(row.id, {})) for row in rows]
+        else:
+            shown = [row.name for row in rows]
+    return answer(apikit.page("devices", rows, query.limit, shown))
+
+
+def _labels(texts: list[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise BadInput.value("label", text, "NAME=VALUE")
+        if labels.setdefault(name, value) != value:
+            raise BadInput(f"label: {name} can't be both {labels[name]!r} and {value!r}", field="label")
+    return labels
+
+
+@endpoint(blueprint, "/image/list/", answers=schemas.ImageList)
+def image_list() -> Response:
+    """List of images that can be asked for."""
+    with site().database.read() as conn:
+        found = images.find(conn)
+    shown = [
+        {
+            "id": image.id,
+            "name": image.name,
+            "boot_config_keys": list(image.boot_config_keys),
+            "can_reuse": image.can_reuse,
+            "hidden": image.hidden,
+            "has_sut_agent": image.has_sut_agent,
+        }
+        for image in found
+        if not image.hidden
+    ]
+    return answer({"images": shown})
+
+
+# --- Making requests ---
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/request/",
+    "POST",
+    answers=schemas.RequestAnswer,
+    query=schemas.WaitQuery,
+    body=schemas.RequestBody,
+    example={"assignee": "me@example.com", "duration": 1800, "image": "b2g", "b2gbase": "http://builds/1/"},
+    headers={"Idempotency-Key": "A repeated call with the same key and body gives the same request."},
+    errors=[400, 404, 409, 422],
+)
+def request_device(name: str) -> Response:
+    """Ask for a device by name, or for `any`.
+
+    The answer comes at once unless `wait` is given in the query. A named device that is taken, when the request may not
+    queue, is 409 with the same body: the request is closed then and holds nothing.
+    """
+    query = apikit.query(schemas.WaitQuery)
+    raw = apikit.json_body()
+    new = _new_request(name, raw, apikit.parse(schemas.RequestBody, raw))
+    repeats, service = _repeats(), mozpool()
+    call, earlier = None, None
+    if new.idempotency_key is None:
+        call, earlier = repeats.begin(_call_key(), _client_gone())
+    try:
+        made = None if earlier is None else _if_open(service, earlier)
+        if made is None:
+            made = service.create(new)
+        if call is not None:
+            repeats.made(call, made.id)
+        if query.wait and made.claim_id is None and made.is_open:
+            with site().long_polls.slot(min(query.wait, MAX_POLL)) as seconds:
+                made = service.wait_for_device(made.id, seconds)
+        said: dict[str, Any] = {"request": request_info(made, service.waiting(made))}
+        if not _was_refused(made):
+            return answer(said)
+        reason = made.reason or f"device {made.requested_device} is taken"
+        return answer({**said, "error": {"code": "conflict", "message": reason, "field": "device"}}, 409)
+    finally:
+        if call is not None:
+            repeats.end(call)
+
+
+def _new_request(name: str, raw: Mapping[str, Any], body: schemas.RequestBody) -> NewRequest:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not 1 <= len(key) <= IDEMPOTENCY_KEY:
+        raise BadInput.value("Idempotency-Key", key, f"1 to {IDEMPOTENCY_KEY} characters long")
+    new = NewRequest(
+        device=name,
+        assignee=body.assignee,
+        duration=body.duration,
+        image=body.image,
+        environment=body.environment,
+        boot_config=raw,
+        wait=body.wait,
+        priority=body.priority,
+        hardware_type=body.hardware_type,
+        hardware_model=body.hardware_model,
+        labels=body.labels,
+        callback_url=body.callback_url,
+        idempotency_key=key,
+    )
+    if name == ANY or not name.isdigit():
+        return new
+    return replace(new, device=apikit.read_device(name).name)
+
+
+def _was_refused(row: Request) -> bool:
+    """Whether a named device was taken and the request was not to queue."""
+    if row.state != "closed" or row.wait or not row.wants_named_device:
+        return False
+    with site().database.read() as conn:
+        return not claims.of_request(conn, row.id, limit=1)
+
+
+def _repeats() -> Repeats:
+    found = current_app.extensions[REPEATS]
+    assert isinstance(found, Repeats)
+    return found
+
+
+def _client_gone() -> Callable[[], bool]:
+    """Tells whether the current call's client has hung up, where the HTTP server knows."""
+    found: Callable[[], bool] | None = request.environ.get("waitress.client_disconnected")
+    return found or (lambda: False)
+
+
+def _call_key() -> str:
+    parts = (
+        request.remote_addr,
+        request.headers.get("X-Forwarded-For"),
+        request.path.rstrip("/"),
+        request.query_string.decode("ascii", "replace"),
+        hashlib.sha1(request.get_data(), usedforsecurity=False).hexdigest(),
+    )
+    return json.dumps(parts)
+
+
+def _if_open(service: MozPool, request_id: int) -> Request | None:
+    row = service.get(request_id)
+    return row if row.is_open else None
+
+
+# --- Reading requests ---
+
+
+@endpoint(blueprint, "/request/list/", answers=schemas.RequestList, query=schemas.RequestListQuery, errors=[400])
+def request_list() -> Response:
+    """List of requests; those that failed stay until they are returned or expire."""
+    query = apikit.query(schemas.RequestListQuery)
+    wanted = requests.Filter(
+        include_closed=query.include_closed,
+        assignee=query.assignee,
+        state=query.state,
+        device=query.device,
+        environment=query.environment,
+    )
+    more = None if query.limit is None else query.limit + 1
+    with site().database.read() as conn:
+        rows = requests.find(conn, wanted, site().clock.now(), after=query.cursor, limit=more)
+    reasons = mozpool().reasons(rows)
+    shown = []
+    for row in rows:
+        info = request_info(row, None)
+        info["reason"] = reasons.get(row.id, row.reason)
+        shown.append(info)
+    return answer(apikit.page("requests", rows, query.limit, shown))
+
+
+@endpoint(blueprint, "/request/<number>/details/", answers=schemas.RequestDetails, errors=[400, 404])
+def request_details(number: str) -> Response:
+    """All about a request."""
+    service = mozpool()
+    row = service.get(request_number(number))
+    info = request_info(row, service.waiting(row))
+    return answer({**info, "request": info})
+
+
+@endpoint(
+    blueprint,
+    "/request/<number>/status/",
+    answers=schemas.RequestStatus,
+    query=schemas.StatusQuery,
+    errors=[400, 404],
+)
+def request_status(number: str) -> Response:
+    """State and log of a request; with `wait`, as soon as the state changes."""
+    query = apikit.query(schemas.StatusQuery)
+    service = mozpool()
+    row = service.get(request_number(number))
+    if query.wait and query.state in (None, row.state):
+        with site().long_polls.slot(min(query.wait, MAX_POLL)) as seconds:
+            row = service.wait_for_change(row.id, row.state, seconds)
+    info = request_info(row, service.waiting(row))
+    with site().database.read() as conn:
+        lines = logs.latest(conn, request_logs, row.id)
+    return answer({**{key: info[key] for key in _IN_STATUS}, "log": apikit.log_lines(lines)})
+
+
+_IN_STATUS = tuple(key for key in schemas.RequestStatus.model_fields if key != "log")
+
+
+@endpoint(blueprint, "/request/<number>/log/", answers=Log, query=LogQuery, errors=[400, 404])
+def request_log(number: str) -> Response:
+    """Log of a request."""
+    query = apikit.query(LogQuery)
+    row = mozpool().get(request_number(number))
+    with site().database.read() as conn:
+        lines = read_log(conn, row.id, query)
+    return answer({"log": apikit.log_lines(lines)})
+
+
+def read_log(conn: Connection, request_id: int, query: LogQuery) -> list[logs.LogLine]:
+    """The lines that a query asks for; without a limit, the newest 100 or all of the time asked for."""
+    since = None if query.timeperiod is None else site().clock.now() - timedelta(seconds=query.timeperiod)
+    limit = 100 if query.limit is None and since is None else query.limit
+    return logs.latest(conn, request_logs, request_id, limit=limit, since=since)
+
+
+# --- Changing requests ---
+
+
+@endpoint(
+    blueprint,
+    "/request/<number>/renew/",
+    "POST",
+    answers=None,
+    body=schemas.RenewBody,
+    example={"duration": 3600},
+    errors=[302, 400, 404, 422],
+)
+def request_renew(number: str) -> Response:
+    """Let a request expire in so many seconds from now."""
+    body = apikit.parse(schemas.RenewBody, apikit.json_body())
+    mozpool().renew(own_request(number), body.duration)
+    return done()
+
+
+@endpoint(blueprint, "/request/<number>/return/", "POST", answers=None, body=Input, errors=[302, 400, 404])
+def request_return(number: str) -> Response:
+    """Give a device back, or stop to wait for one; nothing changes when the request has ended."""
+    apikit.json_body()
+    mozpool().give_back(own_request(number))
+    return done()
+
+
+@endpoint(
+    blueprint,
+    "/request/<number>/event/<event>/",
+    "GET",
+    "POST",
+    answers=Empty,
+    body=Input,
+    errors=[302, 400, 404],
+)
+def request_event(number: str, event: str) -> Response:
+    """Hand an event to a request's state machine; one that its state does not expect is ignored."""
+    args = apikit.json_body()
+    request_id = own_request(number)
+    if event not in OWN_EVENTS:
+        mozpool().event(request_id, event, args)
+    return answer({})
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/return/",
+    "POST",
+    answers=None,
+    body=schemas.DeviceReturnBody,
+    errors=[302, 400, 404, 409],
+)
+def device_return(name: str) -> Response:
+    """Give a device back by its own name: closes the request that has it; nothing changes when nobody has it."""
+    body = apikit.parse(schemas.DeviceReturnBody, apikit.json_body())
+    with site().database.read() as conn:
+        device = apikit.device(conn, name)
+        holder = requests.of_device(conn, device.id)
+    if body.request_id is not None and (holder is None or holder.id != body.request_id):
+        raise Conflict(f"request {body.request_id} does not have device {device.name}", field="request_id")
+    if holder is not None:
+        apikit.only_here(holder.imaging_server_id, holder.imaging_server)
+        mozpool().give_back(holder.id)
+    return done()

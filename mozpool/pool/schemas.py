@@ -1,0 +1,214 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""What MozPool's paths take and give."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AliasChoices, BaseModel, Field, StringConstraints
+
+from mozpool.apikit import MAX_POLL, MAX_SECONDS, Flag, Input, Labels, LogLine, Name, PageQuery, Seconds, Whole
+
+PRIORITIES = 1_000_000
+"""Priorities go so far from 0 in both directions."""
+
+
+class RequestBody(Input):
+    """What kind of device is wanted, by whom, for how long, with which image.
+
+    Besides these, every key of the image's `boot_config_keys` must be there.
+    """
+
+    assignee: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=256)] = Field(
+        validation_alias=AliasChoices("assignee", "requester"),
+        description="E-mail address of a person or host name of a machine; `requester` is another name for it.",
+    )
+    duration: Seconds = Field(gt=0, description="Seconds that the device is wanted for.")
+    image: Name = Field(description="Name of an image.")
+    environment: Name = Field("any", description="Environment that the device must be in.")
+    wait: Annotated[Whole, Field(ge=0, le=MAX_SECONDS)] | None = Field(
+        None, description="Seconds that it may queue: by default 600 for criteria and 0 for a named device."
+    )
+    priority: Annotated[Whole, Field(ge=-PRIORITIES, le=PRIORITIES)] = Field(0, description="Higher comes first.")
+    hardware_type: Name | None = None
+    hardware_model: Name | None = None
+    labels: Labels = Field(default_factory=dict, description="Labels that the device must have, all of them.")
+    callback_url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]", max_length=2000)] | None = Field(
+        None, description="Is sent a POST when the request becomes ready, fails or is closed."
+    )
+
+
+class WaitQuery(Input):
+    """How long to wait for a device."""
+
+    wait: Seconds = Field(0, description=f"Answer when a device is found or so many seconds (at most {MAX_POLL}) are over.")
+
+
+class StatusQuery(Input):
+    """How long to wait for a change."""
+
+    wait: Seconds = Field(
+        0, description=f"Answer when the state is not `state` any more or so many seconds (at most {MAX_POLL}) are over."
+    )
+    state: Name | None = Field(None, description="The state that the caller knows of; by default the current one.")
+
+
+class RenewBody(Input):
+    """A new end."""
+
+    duration: Seconds = Field(description="Seconds from now.")
+
+
+class DeviceReturnBody(Input):
+    """Whose the device is, to be sure."""
+
+    request_id: Whole | None = Field(None, description="Give it back only if this request has it.")
+
+
+class RequestListQuery(PageQuery):
+    """Which requests are wanted: without any of these, all open and failed ones."""
+
+    include_closed: Flag = Field(False, description="Also those that were returned or expired; any value counts.")
+    assignee: str | None = None
+    state: str | None = None
+    device: str | None = Field(None, description="Name of the device that it has.")
+    environment: str | None = None
+
+
+class DeviceListQuery(PageQuery):
+    """Which devices are wanted: without any of these, all."""
+
+    details: Flag = Field(False, description="Objects instead of names; any value counts.")
+    state: str | None = None
+    environment: str | None = None
+    hardware_type: str | None = None
+    hardware_model: str | None = None
+    image: str | None = None
+    imaging_server: str | None = None
+    label: list[str] = Field(default_factory=list, description="`NAME=VALUE`; may be given several times.")
+    claimed: bool | None = Field(None, description="Whether a request has it.")
+    search: str | None = Field(None, description="Part of the name or of the comments.")
+
+
+# Answers
+
+
+class Version(BaseModel):
+    """The server's version."""
+
+    version: str
+
+
+class RequestInfo(BaseModel):
+    """A request."""
+
+    id: int
+    requested_device: str
+    assignee: str
+    expires: str = Field(description="In UTC, without a zone.")
+    environment: str
+    image: str | None
+    boot_config: str = Field(description="The image's keys, as JSON in a string.")
+    assigned_device: str = Field(description="Empty until a device is found.")
+    url: str = Field(description="Where it is served.")
+    state: str
+    status: str = Field(description="The state.")
+    imaging_server: str
+    device_id: int | None
+    device_state: str = Field(description="Empty when there is no device.")
+    created: str | None
+    priority: int
+    wait: int
+    labels: dict[str, str]
+    hardware_type: str | None
+    hardware_model: str | None
+    callback_url: str | None
+    reason: str | None = Field(description="Why it waits, failed or was closed.")
+    place: int | None = Field(
+        None, description="Place in the queue among those that the same devices can serve, from 1 on; null when it does not wait."
+    )
+
+
+class RequestAnswer(BaseModel):
+    """The request as it is now."""
+
+    request: RequestInfo
+
+
+class RequestDetails(RequestInfo):
+    """A request, flat and once more under `request`."""
+
+    request: RequestInfo
+
+
+class RequestList(BaseModel):
+    """Requests in the order of their ids; `next_cursor` only where `limit` was given."""
+
+    requests: list[RequestInfo]
+    next_cursor: int | None = None
+
+
+class RequestStatus(BaseModel):
+    """State and log."""
+
+    state: str
+    log: list[LogLine]
+    reason: str | None
+    place: int | None
+    created: str | None
+    priority: int
+    wait: int
+    labels: dict[str, str]
+    hardware_type: str | None
+    hardware_model: str | None
+    assigned_device: str
+    expires: str
+
+
+class DeviceListItem(BaseModel):
+    """A device."""
+
+    id: int
+    name: str
+    fqdn: str
+    inventory_id: int
+    mac_address: str
+    imaging_server: str
+    relay_info: str | None
+    state: str
+    device_status: str = Field(description="The state.")
+    comments: str | None
+    environment: str
+    image: str | None
+    boot_config: str | None
+    last_pxe_config: str | None
+    request_id: int | None
+    hardware_type: str | None
+    hardware_model: str | None
+    labels: dict[str, str]
+
+
+class DeviceList(BaseModel):
+    """Names, or objects with `details`; `next_cursor` only where `limit` was given."""
+
+    devices: list[str] | list[DeviceListItem]
+    next_cursor: int | None = None
+
+
+class ImageInfo(BaseModel):
+    """An image."""
+
+    id: int
+    name: str
+    boot_config_keys: list[str]
+    can_reuse: bool
+    hidden: bool
+    has_sut_agent: bool
+
+
+class ImageList(BaseModel):
+    """The images that can be asked for."""
+
+    images: list[ImageInfo]

@@ -1,0 +1,91 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The web application of an imaging server: the API of all layers, and the pages."""
+
+from __future__ import annotations
+
+import logging
+from urllib.parse import quote
+
+from apiflask import APIFlask
+from flask import Response, g, request
+
+from mozpool import __version__, resources
+from mozpool.apikit import MAX_BODY, SITE, LongPolls, Site
+from mozpool.bmm import api as bmm_api
+from mozpool.lifeguard import api as lifeguard_api
+from mozpool.pool import api as pool_api
+from mozpool.pool.repeats import Repeats
+from mozpool.web import errors, openapi, origins, views
+from mozpool.web.services import Services
+
+access_log = logging.getLogger("mozpool.access")
+
+
+def create_app(services: Services) -> APIFlask:
+    """The WSGI application over running services; it starts no threads and opens no connections."""
+    app = bare_app()
+    settings = services.settings
+    site = Site(
+        settings=settings,
+        database=services.database,
+        clock=services.clock,
+        server_id=services.server_id,
+        long_polls=LongPolls(max(1, settings.server.threads // 2)),
+        device_changed=services.mozpool.matcher.wake,
+    )
+    app.extensions[SITE] = site
+    app.extensions[pool_api.SERVICE] = services.mozpool
+    app.extensions[pool_api.REPEATS] = Repeats(services.clock)
+    app.extensions[lifeguard_api.SERVICE] = services.lifeguard
+    app.extensions[lifeguard_api.HARDWARE] = services.bmm
+    app.extensions[lifeguard_api.STATES] = lifeguard_api.StateCache(site)
+    app.extensions[bmm_api.HARDWARE] = bmm_api.Hardware(services.bmm, services.hardware, services.logbook)
+    origins.register(app, site)
+    if settings.server.log_requests:
+        _log_calls(app, services)
+    return app
+
+
+def bare_app() -> APIFlask:
+    """The application with all its paths but nothing behind them: enough to describe it."""
+    app = APIFlask(
+        "mozpool",
+        title="Mozpool",
+        version=__version__,
+        spec_path=None,
+        docs_path=None,
+        json_errors=False,
+        static_folder=str(resources.path("static")),
+        template_folder=str(resources.path("templates")),
+    )
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.config["MAX_FORM_MEMORY_SIZE"] = MAX_BODY
+    errors.register(app)
+    openapi.register(app)
+    for blueprint in (pool_api.blueprint, lifeguard_api.blueprint, bmm_api.blueprint, views.blueprint):
+        app.register_blueprint(blueprint)
+    return app
+
+
+def _log_calls(app: APIFlask, services: Services) -> None:
+    """One line a call: who, what, what came of it, and how long it took."""
+    clock = services.clock
+
+    @app.before_request
+    def began() -> None:
+        g.began = clock.monotonic()
+
+    @app.after_request
+    def ended(said: Response) -> Response:
+        if request.path.startswith(("/api/", "/ui/")) or said.status_code >= 400:
+            milliseconds = (clock.monotonic() - g.get("began", clock.monotonic())) * 1000
+            who = quote(g.get("assignee", "-"), safe="@.+-_: ")
+            path = quote(request.path, safe="/")
+            access_log.info(
+                "%s %s %s %s %d %.0f ms", request.remote_addr, who, request.method, path, said.status_code, milliseconds
+            )
+        return said

@@ -1,0 +1,101 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Which pages may call the API from a browser: this server's own, the other imaging servers', and configured ones."""
+
+from __future__ import annotations
+
+import threading
+from urllib.parse import urlsplit
+
+from apiflask import APIFlask
+from flask import Response, g, request
+
+from mozpool.apikit import Site
+from mozpool.db import images
+from mozpool.errors import Forbidden
+
+NAMES_KEPT = 60.0
+"""Seconds for which the list of imaging servers is not read again."""
+
+
+class Origins:
+    """Decides on the ``Origin`` header of calls."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._lock = threading.Lock()
+        self._servers: frozenset[str] = frozenset()
+        self._read: float | None = None
+
+    def is_own(self, origin: str, host: str) -> bool:
+        """Whether the page came from this server, as it was called or by its own name."""
+        name = _name(origin)
+        return name is not None and name in (host.lower(), _bare(self._site.settings.server.fqdn), _bare(host))
+
+    def is_allowed(self, origin: str) -> bool:
+        """Whether pages of this origin may call. Raises DatabaseAway."""
+        name = _name(origin)
+        if name is None:
+            return False
+        if name in {_bare(entry) for entry in self._site.settings.server.origins}:
+            return True
+        return name in self._imaging_servers()
+
+    def _imaging_servers(self) -> frozenset[str]:
+        now = self._site.clock.monotonic()
+        with self._lock:
+            if self._read is None or now - self._read >= NAMES_KEPT:
+                with self._site.database.read() as conn:
+                    self._servers = frozenset(_bare(name) for name in images.imaging_server_names(conn))
+                self._read = now
+            return self._servers
+
+
+def _bare(name: str) -> str:
+    """HOST or HOST:PORT, without the port that goes without saying."""
+    return name.lower().removesuffix(":80").removesuffix(":443")
+
+
+def _name(origin: str) -> str | None:
+    """HOST or HOST:PORT of an origin; None when it is none of ours to know (``null``, a file, an extension)."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return None
+    return _bare(parts.netloc) if parts.scheme in ("http", "https") and parts.netloc else None
+
+
+def register(app: APIFlask, site: Site) -> None:
+    """Apply the rule to the API's paths."""
+    origins = Origins(site)
+
+    @app.before_request
+    def check() -> Response | None:
+        origin = request.headers.get("Origin")
+        if origin is None or not request.path.startswith("/api/"):
+            return None
+        if origins.is_own(origin, request.host):
+            return None
+        if not origins.is_allowed(origin):
+            raise Forbidden(f"pages of {origin[:200]} may not call this server")
+        g.foreign_origin = origin
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return Response(status=204)
+        return None
+
+    @app.after_request
+    def permit(said: Response) -> Response:
+        if "Origin" in request.headers:
+            said.vary.add("Origin")
+        origin = g.get("foreign_origin")
+        if origin is None:
+            return said
+        said.headers["Access-Control-Allow-Origin"] = origin
+        if request.method == "OPTIONS":
+            said.headers["Access-Control-Allow-Methods"] = "GET, POST"
+            said.headers["Access-Control-Allow-Headers"] = "Content-Type, Idempotency-Key"
+            said.headers["Access-Control-Max-Age"] = "600"
+        else:
+            said.headers["Access-Control-Expose-Headers"] = "Location, Retry-After"
+        return said

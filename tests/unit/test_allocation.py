@@ -1,0 +1,781 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The queue and its matching on a real database: who is served, with what, and why the others wait."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, select
+
+from mozpool.clock import Clock, SimClock
+from mozpool.db import claims, devices, tables
+from mozpool.db import requests as requests_db
+from mozpool.db.engine import Database
+from mozpool.errors import DatabaseAway
+from mozpool.pool import allocation
+from mozpool.pool.allocation import count_matching, explain, queue_key
+from mozpool.pool.criteria import Criteria
+from mozpool.statedriver import Outcome
+from tests.conftest import open_database
+from tests.factories import request as request_row
+from tests.unit.pool_support import NOW, Pool, pool_of
+
+
+@pytest.fixture
+def pool(database: Database) -> Iterator[Pool]:
+    with pool_of(database, SimClock(NOW)) as made:
+        yield made
+
+
+@pytest.fixture
+def sqlite_pool(sqlite_url: str) -> Iterator[Pool]:
+    """For what does not depend on the database."""
+    database = open_database(sqlite_url)
+    with pool_of(database, SimClock(NOW)) as made:
+        yield made
+    database.dispose()
+
+
+def later(seconds: float) -> Any:
+    return NOW + timedelta(seconds=seconds)
+
+
+def make_ready(pool: Pool, device_id: int) -> None:
+    pool.database.run(lambda conn: devices.set_attributes(conn, device_id, state="ready"))
+
+
+def before_claim(pool: Pool, monkeypatch: pytest.MonkeyPatch, *meddle: Callable[[int, Any], None]) -> list[int]:
+    """Have others write between the look at the queue and the claims, one of ``meddle`` a claim; answer the devices tried."""
+    real, tried, left = pool.driver.handle, [], list(meddle)
+
+    def handle(row_id: int, event: str, args: Any = None, **more: Any) -> Outcome[Any]:
+        if event == "device_found":
+            tried.append(args["device_id"])
+            if left:
+                left.pop(0)(row_id, args)
+        return real(row_id, event, args, **more)
+
+    monkeypatch.setattr(pool.driver, "handle", handle)
+    return tried
+
+
+# The order of the queue
+
+
+@pytest.mark.parametrize(
+    "created, priority, place",
+    [(0, 0, 0), (61, 1, 1), (59, 1, -1), (0, 3, -180), (600, 10, 0), (30, -1, 90), (0.000001, 0, 0.000001)],
+)
+def test_waiting_raises_the_priority_by_one_each_interval(created: float, priority: int, place: float):
+    assert queue_key(later(created), priority, 60.0) == queue_key(NOW, 0, 60.0) + place * 1_000_000
+
+
+def test_it_serves_those_who_came_first(pool: Pool):
+    requests = [pool.request(at=later(seconds)) for seconds in (3, 1, 2)]
+    free = {pool.device(), pool.device()}
+    pool.match()
+    assert pool.device_of(requests[0]) is None
+    assert {pool.device_of(requests[1]), pool.device_of(requests[2])} == free
+
+
+def test_it_serves_requests_of_the_same_moment_in_the_order_of_their_ids(pool: Pool):
+    first, second = pool.request(), pool.request()
+    device = pool.device()
+    pool.match()
+    assert (pool.device_of(first), pool.device_of(second)) == (device, None)
+
+
+@pytest.mark.parametrize("seconds, first", [(59, "urgent"), (61, "patient")])
+def test_priority_and_waiting_are_weighed_against_each_other(pool: Pool, seconds: int, first: str):
+    requests = {"patient": pool.request(at=NOW), "urgent": pool.request(at=later(seconds), priority=1)}
+    device = pool.device()
+    pool.match()
+    assert [name for name, number in requests.items() if pool.device_of(number) == device] == [first]
+
+
+def test_the_order_holds_between_requests_that_want_different_things(pool: Pool):
+    special = pool.device(labels={"pool": "b2g"})
+    anyone = pool.request(at=NOW)
+    picky = pool.request(at=later(1), labels={"pool": "b2g"})
+    pool.match()
+    assert (pool.device_of(anyone), pool.device_of(picky)) == (special, None)
+    pool.close(anyone)
+    pool.match()
+    assert pool.device_of(picky) == special
+
+
+def test_who_finds_nothing_does_not_hold_up_the_others(pool: Pool):
+    impossible = pool.request(at=NOW, labels={"pool": "none"})
+    possible = pool.request(at=later(1))
+    device = pool.device()
+    pool.match()
+    assert (pool.device_of(impossible), pool.device_of(possible)) == (None, device)
+
+
+def test_a_request_that_came_back_to_the_queue_has_its_old_place(pool: Pool):
+    old, young = pool.request(at=NOW), pool.request(at=later(60))
+    device = pool.device()
+    pool.match()
+    pool.driver.handle(old, "timeout")
+    pool.driver.handle(old, "device_left")
+    assert pool.device_of(old) is None
+    pool.match()
+    assert (pool.device_of(old), pool.device_of(young)) == (device, None)
+
+
+def test_nobody_barges_when_a_device_comes_free_in_the_midst_of_a_run(pool: Pool):
+    """The first in the queue finds nothing, and the device that it waits for becomes ready before the last one's turn."""
+    first = pool.request(at=NOW, labels={"pool": "b2g"})
+    middle = pool.request(at=later(1), requested_device="panda-0001")
+    last = pool.request(at=later(2))
+    other, wanted = pool.device(), pool.device("pc_pinging", labels={"pool": "b2g"})
+    pool.checkpoints.append(lambda point: make_ready(pool, wanted) if point == "committed" else None)
+    pool.match()
+    assert pool.device_of(middle) == other
+    assert pool.device_of(first) == wanted
+    assert pool.device_of(last) is None
+
+
+def test_a_later_request_still_gets_a_device_that_is_of_no_use_to_the_earlier(pool: Pool):
+    first = pool.request(at=NOW, labels={"pool": "b2g"})
+    middle = pool.request(at=later(1), requested_device="panda-0001")
+    last = pool.request(at=later(2))
+    pool.device()
+    useless = pool.device("pc_pinging")
+    pool.checkpoints.append(lambda point: make_ready(pool, useless) if point == "committed" else None)
+    pool.match()
+    assert pool.device_of(middle) is not None
+    assert (pool.device_of(first), pool.device_of(last)) == (None, useless)
+
+
+# What fits
+
+WANTED = [
+    ({}, True),
+    ({"requested_device": "panda-0001"}, True),
+    ({"requested_device": "panda-0002"}, False),
+    ({"environment": "production"}, True),
+    ({"environment": "staging"}, False),
+    ({"hardware_type": "panda"}, True),
+    ({"hardware_type": "tegra"}, False),
+    ({"hardware_model": "ES"}, True),
+    ({"hardware_model": "A2"}, False),
+    ({"hardware_type": "panda", "hardware_model": "A2"}, False),
+    ({"labels": {"processor": "armv7"}}, True),
+    ({"labels": {"processor": "armv7", "android": "4.0"}}, True),
+    ({"labels": {"processor": "armv7", "android": "4.1"}}, False),
+    ({"labels": {"camera": "yes"}}, False),
+    (
+        {
+            "requested_device": "panda-0001",
+            "environment": "production",
+            "hardware_type": "panda",
+            "hardware_model": "ES",
+            "labels": {"processor": "armv7", "pool": "b2g", "android": "4.0"},
+        },
+        True,
+    ),
+    ({"requested_device": "panda-0001", "environment": "staging"}, False),
+    ({"requested_device": "panda-0001", "labels": {"pool": "mobile"}}, False),
+    ({"environment": "production", "hardware_model": "ES", "labels": {"pool": "mobile"}}, False),
+]
+
+
+@pytest.mark.parametrize("wanted, fits", WANTED)
+def test_all_conditions_must_hold(pool: Pool, wanted: dict[str, Any], fits: bool):
+    tegra = pool.hardware("tegra", "250")
+    device = pool.device(labels={"processor": "armv7", "pool": "b2g", "android": "4.0"})
+    pool.device("failed_pxe_booting", environment="staging", hardware_type_id=tegra)
+    request = pool.request(**wanted)
+    pool.match()
+    assert pool.device_of(request) == (device if fits else None)
+    with pool.database.read() as conn:
+        free, _ = count_matching(conn, Criteria.of(pool.get_request(request)))
+    assert free == 0
+
+
+@pytest.mark.parametrize("state", ["new", "pxe_booting", "locked_out", "troubleshooting", "failed_self_test"])
+def test_only_ready_devices_are_lent(pool: Pool, state: str):
+    pool.device(state)
+    request = pool.request()
+    pool.match()
+    assert pool.device_of(request) is None
+
+
+def test_an_image_goes_to_hardware_that_it_can_be_put_on(pool: Pool):
+    tegra = pool.hardware("tegra", "250")
+    image = pool.image("tegra-android", on=[tegra])
+    pool.device()
+    request = pool.request(image_id=image)
+    pool.match()
+    assert pool.device_of(request) is None
+    fitting = pool.device(hardware_type_id=tegra)
+    pool.match()
+    assert pool.device_of(request) == fitting
+
+
+def test_a_device_that_holds_the_image_can_be_given_whatever_its_hardware(pool: Pool):
+    image = pool.image("tegra-android", on=[pool.hardware("tegra", "250")])
+    holds_it = pool.device(image_id=image)
+    request = pool.request(image_id=image)
+    pool.match()
+    assert pool.device_of(request) == holds_it
+
+
+def test_an_image_that_nobody_knows_how_to_install_is_left_to_lifeguard_to_refuse(pool: Pool):
+    device = pool.device()
+    request = pool.request(image_id=pool.image("orphan"))
+    pool.match()
+    assert pool.device_of(request) == device
+
+
+def test_who_names_a_device_gets_it_even_if_it_can_not_take_the_image(pool: Pool):
+    image = pool.image("tegra-android", on=[pool.hardware("tegra", "250")])
+    device = pool.device()
+    request = pool.request(requested_device="panda-0001", image_id=image)
+    pool.match()
+    assert pool.device_of(request) == device
+
+
+# Which one
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_it_prefers_a_device_that_holds_the_image_with_an_equal_boot_config(pool: Pool, seed: int):
+    image = pool.image("reusable", on=[pool.panda], can_reuse=True)
+    for _ in range(4):
+        pool.device()
+        pool.device(image_id=image, boot_config='{"b2gbase": "http://other/"}')
+        pool.device(image_id=pool.image_id, boot_config='{"a": 1, "b2gbase": "http://x/"}')
+    holds_it = pool.device(image_id=image, boot_config='{"b2gbase":"http://x/",   "a":1}')
+    requests = [
+        pool.request(image_id=image, boot_config='{"a": 1, "b2gbase": "http://x/"}', at=later(second))
+        for second in range(2)
+    ]
+    pool.another_matcher(seed).match()
+    assert pool.device_of(requests[0]) == holds_it
+    assert pool.device_of(requests[1]) not in (None, holds_it)
+
+
+@pytest.mark.parametrize("empty", [None, "", "{}", "no json", "[1]"])
+def test_an_empty_boot_config_equals_any_other_that_says_nothing(sqlite_pool: Pool, empty: str | None):
+    pool = sqlite_pool
+    image = pool.image("reusable", on=[pool.panda], can_reuse=True)
+    for _ in range(6):
+        pool.device()
+    holds_it = pool.device(image_id=image, boot_config="{ }")
+    request = pool.request(image_id=image, boot_config=empty)
+    pool.match()
+    assert pool.device_of(request) == holds_it
+
+
+def test_it_prefers_nothing_when_the_image_may_not_be_reused(sqlite_pool: Pool):
+    pool = sqlite_pool
+    holds_it = pool.device(image_id=pool.image_id, boot_config="{}")
+    for _ in range(11):
+        pool.device()
+    chosen = set()
+    for seed in range(12):
+        request = pool.request(at=later(seed))
+        pool.another_matcher(seed).match()
+        chosen.add(pool.device_of(request))
+        pool.close(request)
+    assert len(chosen) > 4
+    assert chosen != {holds_it}
+
+
+def test_otherwise_it_draws_lots(sqlite_pool: Pool):
+    """Every device has its turn, and the draw differs from one seed to the other."""
+    pool = sqlite_pool
+    everybody = {pool.device() for _ in range(8)}
+    turns: dict[int | None, int] = {}
+    for number in range(80):
+        request = pool.request(at=later(number))
+        pool.match()
+        device = pool.device_of(request)
+        turns[device] = turns.get(device, 0) + 1
+        pool.close(request)
+    assert set(turns) == everybody
+    assert max(turns.values()) < 40
+
+
+# Losing
+
+
+def test_it_tries_the_next_candidate_when_one_is_lost(pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    everybody = {pool.device() for _ in range(3)}
+    request = pool.request()
+    tried = before_claim(
+        pool,
+        monkeypatch,
+        lambda _, args: pool.database.run(
+            lambda conn: devices.set_attributes(conn, args["device_id"], comments="touched", state="troubleshooting")
+        )
+        and None,
+    )
+    pool.match()
+    assert len(tried) == 2
+    assert set(tried) < everybody
+    assert pool.device_of(request) == tried[1]
+
+
+def test_it_looks_again_when_all_candidates_are_lost(pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    device, request = pool.device(), pool.request()
+    tried = before_claim(
+        pool,
+        monkeypatch,
+        lambda _, args: pool.database.run(
+            lambda conn: devices.set_attributes(conn, args["device_id"], comments="dusty")
+        )
+        and None,
+    )
+    pool.match()
+    assert tried == [device, device]
+    assert pool.device_of(request) == device
+
+
+def test_a_device_that_another_server_takes_is_not_taken_twice(pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    device, request, stranger = pool.device(), pool.request(), pool.request(state="pending")
+
+    def take(_: int, args: Any) -> None:
+        pool.database.run(
+            lambda conn: claims.take(
+                conn, request_id=stranger, device_id=device, device_version=args["device_version"], now=NOW
+            )
+        )
+
+    before_claim(pool, monkeypatch, take)
+    pool.match()
+    assert pool.holder(device) == stranger
+    assert pool.get_request(request).state == "finding_device"
+
+
+def test_a_request_whose_time_limit_passes_meanwhile_is_served_in_the_same_run(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+):
+    """It re-enters the queue, which makes it a new attempt, but it is still the first."""
+    device = pool.device()
+    first = pool.request(at=NOW, labels={})
+    other = pool.request(at=later(1), environment="production")
+    before_claim(pool, monkeypatch, lambda request_id, _: pool.driver.handle(request_id, "timeout") and None)
+    pool.match()
+    assert (pool.device_of(first), pool.device_of(other)) == (device, None)
+
+
+def test_the_next_one_is_served_when_a_request_is_returned_meanwhile(pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    device = pool.device()
+    gone, next_one = pool.request(at=NOW), pool.request(at=later(1))
+    before_claim(pool, monkeypatch, lambda request_id, _: pool.close(request_id))
+    pool.match()
+    assert pool.get_request(gone).state == "closed"
+    assert pool.device_of(next_one) == device
+
+
+def test_two_servers_that_match_at_once_lose_none_and_take_none_twice(database: Database):
+    with pool_of(database, Clock()) as pool:
+        everybody = {pool.device() for _ in range(24)}
+        requests = [pool.request(at=later(number)) for number in range(30)]
+        matchers = [pool.another_matcher(seed) for seed in (1, 2)]
+        together = threading.Barrier(2)
+
+        def run(matcher: allocation.Matcher) -> None:
+            together.wait(10)
+            matcher.match()
+
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(run, matchers))
+        assert {pool.holder(device) for device in everybody} == set(requests[:24])
+        assert [pool.device_of(request) for request in requests[24:]] == [None] * 6
+
+
+def test_devices_that_change_hands_under_load_are_never_held_twice(database: Database):
+    """Clients that ask, hold and return in threads, two servers that match: each device's history has no overlap."""
+    with pool_of(database, Clock()) as pool:
+        everybody = [pool.device() for _ in range(4)]
+        matchers = [pool.another_matcher(seed) for seed in (1, 2)]
+
+        def client(number: int) -> int:
+            matcher, served = matchers[number % 2], 0
+            for turn in range(6):
+                request = pool.request(at=later(number + turn))
+                matcher.match()
+                device = pool.device_of(request)
+                if device is not None:
+                    assert pool.holder(device) == request
+                    served += 1
+                pool.close(request)
+            return served
+
+        with ThreadPoolExecutor(8) as threads:
+            served = sum(threads.map(client, range(8)))
+        with database.read() as conn:
+            past = [claim for device in everybody for claim in claims.of_device(conn, device)][::-1]
+        assert served > 0
+        assert len(past) >= served
+        for device in everybody:
+            mine = sorted((claim for claim in past if claim.device_id == device), key=lambda claim: claim.id)
+            assert all(claim.released_at is not None for claim in mine)
+            assert all(one.released_at <= two.claimed_at + timedelta(seconds=5) for one, two in zip(mine, mine[1:]))  # type: ignore[operator]  # noqa: B905, RUF007
+            assert pool.holder(device) is None
+
+
+# When it runs
+
+
+def test_it_tells_who_wants_to_know_of_each_match(sqlite_pool: Pool):
+    pool, told = sqlite_pool, []
+    pool.matcher.on_match.append(told.append)
+    pool.device()
+    served, _ = pool.request(at=NOW), pool.request(at=later(1))
+    pool.match()
+    assert told == [served]
+
+
+def test_calls_that_come_during_a_run_share_the_next_one(sqlite_pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    pool, real, runs = sqlite_pool, sqlite_pool.matcher._run, []
+    started, go_on = threading.Event(), threading.Event()
+
+    def run() -> bool:
+        runs.append(1)
+        if len(runs) == 1:
+            started.set()
+            assert go_on.wait(10)
+        return real()
+
+    monkeypatch.setattr(pool.matcher, "_run", run)
+    asked = threading.Semaphore(0)
+
+    def ask() -> None:
+        request = pool.request()
+        pool.device()
+        asked.release()
+        pool.match()
+        assert pool.device_of(request) is not None
+
+    with ThreadPoolExecutor(9) as threads:
+        first = threads.submit(pool.match)
+        assert started.wait(10)
+        waiting = [threads.submit(ask) for _ in range(8)]
+        for _ in waiting:
+            assert asked.acquire(timeout=10)
+        while next_ticket(pool) < 10:
+            Clock().sleep(0.002)
+        go_on.set()
+        for future in [first, *waiting]:
+            future.result(10)
+    assert len(runs) == 2
+
+
+def next_ticket(pool: Pool) -> int:
+    """How many numbers of the queue in front of ``match`` are used up (the counter shows the next one)."""
+    return int(repr(pool.matcher._tickets).removeprefix("count(").removesuffix(")")) - 1
+
+
+def test_a_run_that_failed_counts_for_nobody(sqlite_pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    pool, real, runs = sqlite_pool, sqlite_pool.matcher._run, []
+    started, go_on = threading.Event(), threading.Event()
+
+    def run() -> bool:
+        runs.append(1)
+        if len(runs) == 2:
+            started.set()
+            assert go_on.wait(10)
+            raise DatabaseAway("gone")
+        return real()
+
+    monkeypatch.setattr(pool.matcher, "_run", run)
+    pool.match()
+    pool.device()
+    request = pool.request()
+    with ThreadPoolExecutor(3) as threads:
+        failing = threads.submit(pool.match)
+        assert started.wait(10)
+        others = [threads.submit(pool.match) for _ in range(2)]
+        while next_ticket(pool) < 6:
+            Clock().sleep(0.002)
+        go_on.set()
+        with pytest.raises(DatabaseAway):
+            failing.result(10)
+        for other in others:
+            other.result(10)
+    assert pool.device_of(request) is not None
+
+
+def test_it_is_woken_from_a_worker(database: Database):
+    with pool_of(database, Clock()) as pool:
+        matched = threading.Event()
+        pool.matcher.on_match.append(lambda _: matched.set())
+        pool.device()
+        pool.request()
+        for _ in range(100):
+            pool.matcher.wake()
+        assert matched.wait(10)
+        assert pool.quick.backlog() == 0
+
+
+def test_it_tries_again_when_the_database_was_away(sqlite_pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    pool, failed = sqlite_pool, threading.Event()
+
+    def away() -> bool:
+        failed.set()
+        raise DatabaseAway("gone")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(pool.matcher, "_run", away)
+        pool.matcher.wake()
+        assert failed.wait(10)
+        while pool.quick.running():
+            Clock().sleep(0.002)
+    assert "match" in pool.timers
+    pool.device()
+    request = pool.request()
+    assert isinstance(pool.clock, SimClock)
+    pool.clock.advance(1.0)
+    for call in pool.timers._due():
+        call()
+    while pool.device_of(request) is None:
+        Clock().sleep(0.002)
+
+
+# Why a request waits
+
+
+def why(pool: Pool, request_id: int) -> tuple[str, int]:
+    with pool.database.read() as conn:
+        waiting = explain(conn, pool.get_request(request_id))
+    return waiting.reason, waiting.place
+
+
+def test_it_says_by_whom_devices_are_taken_and_until_when(pool: Pool):
+    pool.device()
+    pool.request(at=NOW, assignee="alice@example.com")
+    pool.match()
+    request = pool.request(at=later(1))
+    assert why(pool, request) == (
+        "1 matching device: 1 taken (panda-0001 by alice@example.com until 2030-01-01 13:00:00)",
+        1,
+    )
+
+
+def test_it_names_three_holders_those_who_end_first(pool: Pool):
+    for number in range(5):
+        pool.device(name=f"board{number}")
+        pool.request(
+            at=later(number),
+            requested_device=f"board{number}",
+            assignee=f"user{number}",
+            expires=later(600 - 60 * number),
+        )
+    pool.match()
+    assert why(pool, pool.request(at=later(9)))[0] == (
+        "5 matching devices: 5 taken (board4 by user4 until 2030-01-01 12:06:00, "
+        "board3 by user3 until 2030-01-01 12:07:00, board2 by user2 until 2030-01-01 12:08:00 and 2 more)"
+    )
+
+
+def test_it_says_what_all_the_matching_devices_do(pool: Pool):
+    for state in ("failed_pxe_booting", "failed_self_test", "pxe_booting", "locked_out", "maintenance_mode", "new"):
+        pool.device(state)
+    assert why(pool, pool.request())[0] == (
+        "6 matching devices: 2 being prepared or tested, 2 failed, 2 out of service"
+    )
+
+
+def test_it_says_that_all_have_failed(pool: Pool):
+    pool.device("failed_pxe_booting")
+    assert why(pool, pool.request(requested_device="panda-0001"))[0] == "1 matching device: 1 failed"
+
+
+def test_it_says_that_there_is_no_such_device(pool: Pool):
+    pool.device()
+    assert why(pool, pool.request(labels={"b": "2", "a": "1"}, hardware_type="panda"))[0] == (
+        "there is no device with hardware type panda, a=1, b=2 that the image can be put on"
+    )
+    assert why(pool, pool.request(environment="production", hardware_model="A2", image_id=None))[0] == (
+        "there is no device with model A2, environment production"
+    )
+
+
+def test_it_says_that_an_environment_is_empty(pool: Pool):
+    pool.device()
+    assert why(pool, pool.request(environment="lab"))[0] == "environment lab has no devices"
+
+
+def test_it_says_what_a_named_device_lacks(pool: Pool):
+    pool.device()
+    pool.device(environment="staging")
+    assert why(pool, pool.request(requested_device="panda-0001", environment="staging"))[0] == (
+        "there is no device panda-0001 with environment staging"
+    )
+    assert why(pool, pool.request(requested_device="panda-9999"))[0] == "there is no device panda-9999"
+
+
+def test_it_says_that_nothing_fits_an_empty_pool(pool: Pool):
+    assert why(pool, pool.request(image_id=None))[0] == "there is no device"
+    assert why(pool, pool.request())[0] == "there is no device that the image can be put on"
+
+
+def test_it_says_that_a_device_has_just_become_free(pool: Pool):
+    pool.device()
+    assert why(pool, pool.request())[0] == "a matching device has just become free"
+
+
+def test_it_counts_the_place_among_those_who_want_the_same(pool: Pool):
+    same = [pool.request(at=later(seconds)) for seconds in (5, 1, 3)]
+    urgent = pool.request(at=later(6), priority=1)
+    other = pool.request(at=NOW, labels={"pool": "b2g"})
+    assert [why(pool, request)[1] for request in (*same, urgent, other)] == [4, 2, 3, 1, 1]
+    pool.close(urgent)
+    assert [why(pool, request)[1] for request in same] == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "columns, words",
+    [
+        ({}, "any device"),
+        ({"requested_device": "panda-0001"}, "device panda-0001"),
+        ({"requested_device": "panda-0001", "labels": {"a": "1"}}, "device panda-0001 with a=1"),
+        (
+            {"hardware_type": "panda", "hardware_model": "ES", "environment": "lab", "labels": {"b": "2", "a": "1"}},
+            "device with hardware type panda, model ES, environment lab, a=1, b=2",
+        ),
+    ],
+)
+def test_criteria_can_be_said_in_words(columns: dict[str, Any], words: str):
+    assert Criteria.of(request_row(**columns)).describe() == words
+
+
+def test_equal_criteria_have_equal_keys_and_no_others():
+    keys = {
+        Criteria.of(request_row(**columns)).key
+        for columns in (
+            {},
+            {"image_id": 2},
+            {"environment": "lab"},
+            {"requested_device": "lab"},
+            {"hardware_type": "lab"},
+            {"hardware_model": "lab"},
+            {"labels": {"a": "1"}},
+            {"labels": {"a": "1", "b": "2"}},
+        )
+    }
+    assert len(keys) == 8
+    one, two = {"labels": {"a": "1", "b": "2"}}, {"labels": {"b": "2", "a": "1"}}
+    assert Criteria.of(request_row(**one)).key == Criteria.of(request_row(**two)).key
+    assert Criteria.of(request_row(assignee="x", priority=3, wait=5)).key == Criteria.of(request_row()).key
+
+
+# The whole against a model that fits on a page
+
+ENVIRONMENTS = ("production", "staging")
+POOLS = ("b2g", "mobile")
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("device"), st.sampled_from(ENVIRONMENTS), st.sampled_from(POOLS)),
+        st.tuples(
+            st.just("request"),
+            st.sampled_from(("any", *ENVIRONMENTS)),
+            st.sampled_from((None, *POOLS)),
+            st.integers(-2, 2),
+        ),
+        st.tuples(st.just("close"), st.integers(0, 20)),
+        st.tuples(st.just("state"), st.integers(0, 20), st.sampled_from(("ready", "failed_self_test", "pc_pinging"))),
+    ),
+    min_size=4,
+    max_size=24,
+)
+
+
+@pytest.fixture(scope="module")
+def model_pool(_sqlite_template: Any) -> Iterator[Pool]:
+    database = open_database("sqlite://")
+    from mozpool.db import schema
+
+    schema.create(database)
+    with pool_of(database, SimClock(NOW)) as made:
+        yield made
+    database.dispose()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(steps=STEPS)
+def test_after_each_step_the_queue_is_served_as_far_as_it_can_be_and_in_order(model_pool: Pool, steps: list[Any]):
+    """Nobody waits for a device that is free and fits, and nobody was served before an earlier one whom it fits."""
+    pool = model_pool
+    fits: dict[int, tuple[str, str]] = {}
+    wants: dict[int, tuple[str, str | None]] = {}
+    order: dict[int, int] = {}
+
+    def matches(request: int, device: int) -> bool:
+        environment, label = wants[request]
+        return environment in ("any", fits[device][0]) and label in (None, fits[device][1])
+
+    for table in (tables.device_requests, tables.requests, tables.device_labels, tables.devices):
+        pool.database.run(lambda conn, table=table: conn.execute(delete(table)))  # type: ignore[misc]
+    for number, step in enumerate(steps):
+        open_before = {request: pool.device_of(request) for request in wants}
+        match step:
+            case ("device", environment, label):
+                device = pool.device(environment=environment, labels={"pool": label})
+                fits[device] = (environment, label)
+            case ("request", environment, label, priority):
+                labels = {"pool": label} if label else None
+                at = later(30 * number)
+                request = pool.request(at=at, priority=priority, environment=environment, labels=labels)
+                wants[request], order[request] = (environment, label), queue_key(at, priority, 60.0)
+                open_before[request] = None
+            case ("close", which) if wants:
+                request = sorted(wants)[which % len(wants)]
+                pool.driver.handle(request, "close")
+                del wants[request], open_before[request]
+            case ("state", which, state) if fits:
+                device = sorted(fits)[which % len(fits)]
+                pool.database.run(lambda conn, d=device, s=state: devices.set_attributes(conn, d, state=s))  # type: ignore[misc]
+        pool.match()
+        holders = {request: pool.device_of(request) for request in wants}
+        held = [device for device in holders.values() if device is not None]
+        assert len(held) == len(set(held))
+        waiting = [request for request in wants if holders[request] is None]
+        with pool.database.read() as conn:
+            ready = set(conn.scalars(select(tables.devices.c.id).where(tables.devices.c.state == "ready")))
+            heads = requests_db.queue_heads(conn)
+        assert sum(head.waiting for head in heads) == len(waiting)
+        for request in waiting:
+            assert not [device for device in ready - set(held) if matches(request, device)]
+        for request, device in holders.items():
+            if device is not None and open_before[request] is None:
+                assert not [
+                    earlier
+                    for earlier in waiting
+                    if (order[earlier], earlier) < (order[request], request) and matches(earlier, device)
+                ]
+
+
+def test_the_draw_is_a_matter_of_the_seed(sqlite_pool: Pool):
+    """What a simulation did can be done again."""
+    pool = sqlite_pool
+    for _ in range(8):
+        pool.device()
+
+    def first_choice(seed: int) -> int | None:
+        request = pool.request()
+        with pool.database.read() as conn:
+            row = requests_db.get(conn, request)
+            assert row is not None
+            matcher = pool.another_matcher(seed)
+            found = matcher._candidates(conn, row, Criteria.of(row))
+        pool.close(request)
+        return found[0].id
+
+    assert [first_choice(seed) for seed in range(10)] == [first_choice(seed) for seed in range(10)]
+    assert len({first_choice(seed) for seed in random.Random(1).sample(range(1000), 30)}) > 3
