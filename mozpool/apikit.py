@@ -381,7 +381,7 @@ def endpoint(
             # Answers are Responses already, so that the framework's own serialisation does not run.
             summary = (answers.__doc__ or "").split("\n", 1)[0]
             described = blueprint.output(answers, description=summary)(described)
-        described = blueprint.doc(responses=responses)(described)
+        described = blueprint.doc(responses=responses, tags=[str(blueprint.tag)])(described)
         setattr(described, OPERATION, Operation(query, body, example, headers or {}))
         blueprint.route(rule, methods=list(methods or ("GET",)))(described)
         return view

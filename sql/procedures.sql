@@ -30,7 +30,8 @@ END
 //
 
 -- Move the window: first add what is missing up to days_future days ahead, then drop what is older than days_past days.
--- When nobody called for long, the first new partition bridges what lies more than two weeks back.
+-- When nobody called for long, the first new partition bridges what lies more than two weeks back. Several servers may call
+-- at the same time: a partition that is gone or there already, because another was faster, is as good.
 DROP PROCEDURE IF EXISTS update_log_partitions
 //
 CREATE PROCEDURE update_log_partitions(log_table VARCHAR(64), days_past INT, days_future INT)
@@ -40,6 +41,7 @@ BEGIN
     DECLARE bound BIGINT;
     DECLARE parts MEDIUMTEXT DEFAULT '';
     DECLARE old_part VARCHAR(64);
+    DECLARE CONTINUE HANDLER FOR 1493, 1507, 1517 BEGIN END;
     SELECT GREATEST(MAX(CAST(partition_description AS SIGNED)), oldest, today - 14 * 86400) + 86400 INTO bound
         FROM information_schema.partitions
         WHERE table_schema = DATABASE() AND table_name = log_table AND partition_name IS NOT NULL;

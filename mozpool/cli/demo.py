@@ -25,7 +25,7 @@ from mozpool.client import Client, ClientError
 from mozpool.clock import Clock, Deadline
 
 BOARDS = 12
-SPEED = 20
+SPEED = 40
 SEED = 42
 ASSIGNEE = "you@example.com"
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from mozpool.client.errors import BadRequest, RequestFailed, ServerUnavailable, WaitTimeout
 from mozpool.client.hold import Hold
-from mozpool.client.models import Device, Image, LogLine, Output, Request, Status
+from mozpool.client.models import READY, Device, Image, LogLine, Output, Request, Status
 from mozpool.client.transport import Call, Transport
 from mozpool.clock import Clock, Deadline
 
@@ -226,7 +226,7 @@ class Client:
             progress = seen.look(status)
             if on_change is not None:
                 on_change(progress)
-            if status.state == "ready":
+            if status.state == READY:
                 return self.get_request(request_id)
             if status.ended:
                 raise RequestFailed(request_id, status.state, status.reason or self.get_request(request_id).reason)

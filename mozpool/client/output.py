@@ -15,10 +15,13 @@ import click
 
 from mozpool.client.api import Client, Progress
 from mozpool.client.errors import ClientError
-from mozpool.client.models import Waiting
+from mozpool.client.models import READY, LogLine, Waiting
 
 TRANSITION = re.compile(r"(\w+) -> (\w+)\b")
 """How the log of a device tells that its state has changed."""
+
+QUEUED = "finding_device"
+"""The state of requests that have no device yet."""
 
 AT_ONCE = "start_"
 """Prefix of states that are left at once."""
@@ -63,25 +66,25 @@ class ProgressLines:
         self._live = stream.isatty()
         self._waiting: Waiting | None = None
         self._device: str | None = None
-        self._device_seen = 0
-        self._device_since: datetime | None = None
-        self._began: datetime | None = None
+        self._last_line = 0
+        self._entered: datetime | None = None
 
     def __call__(self, progress: Progress) -> None:
         """Show what is new (as ``on_change`` of :meth:`Client.wait_ready`)."""
         status = progress.status
         if progress.previous is None and progress.changed:
             self._line(f"request {progress.request_id}:")
-        if self._began is None:
-            self._began = min((line.timestamp for line in status.log if line.timestamp), default=None)
+        left = f"  {plain(progress.previous):<30} {progress.seconds:6.1f} s" if progress.changed else ""
+        if left and progress.previous == QUEUED:
+            self._line(left)
         if status.device is not None and not status.ended:
-            self._show_device(status.device)
-        if progress.changed and progress.previous is not None:
-            self._line(f"  {progress.previous:<30} {progress.seconds:6.1f} s")
+            self._show_device(status.device, _claimed(status.log))
+        if left and progress.previous not in (None, QUEUED):
+            self._line(left)
         if status.waiting is not None and status.waiting != self._waiting:
             self._line(f"  place {status.waiting.place} in the queue: {plain(status.waiting.reason)}")
         self._waiting = status.waiting
-        if status.state == "ready" or status.ended:
+        if status.state == READY or status.ended:
             self._line(f"  {plain(status.state)}")
         elif self._live:
             seconds = 0.0 if progress.changed else progress.seconds
@@ -99,27 +102,36 @@ class ProgressLines:
         self._stream.write(f"{CLEAR_LINE if self._live else ''}{text}\n")
         self._stream.flush()
 
-    def _show_device(self, device: str) -> None:
-        """Show the states that the device has left since the last look, by its own log."""
+    def _show_device(self, device: str, since: datetime | None) -> None:
+        """Show the states that the device has left since it was claimed at this time, by its own log."""
         try:
             log = self._client.log(device, limit=100)
         except ClientError:
             return
         if device != self._device:
-            self._device, self._device_since, self._device_seen = device, None, 0
+            self._device, self._entered, self._last_line = device, None, 0
         for line in log:
             found = TRANSITION.match(line.message)
-            if found is None or line.timestamp is None or line.id <= self._device_seen:
+            if found is None or line.timestamp is None or line.id <= self._last_line:
                 continue
-            self._device_seen = line.id
-            if self._began is not None and line.timestamp < self._began:
-                continue
-            if self._device_since is not None and not found[1].startswith(AT_ONCE):
+            self._last_line = line.id
+            if self._entered is not None and not found[1].startswith(AT_ONCE):
                 # Logs tell whole seconds.
-                seconds = (line.timestamp - self._device_since).total_seconds()
-                took = f"{seconds:4.0f}" if seconds else "  <1"
-                self._line(f"    {plain(device + ' ' + found[1]):<28} {took}   s")
-            self._device_since = line.timestamp
+                seconds = int((line.timestamp - self._entered).total_seconds()) or "<1"
+                self._line(f"    {plain(f'{device} {found[1]}'):<28} {seconds:>4}   s")
+            # Only ready devices are claimed: what comes before it left that state was not for this request.
+            before = since is not None and line.timestamp < since
+            if not before and (self._entered is not None or found[1] == READY):
+                self._entered = line.timestamp
+
+
+def _claimed(log: Sequence[LogLine]) -> datetime | None:
+    """When a request last found a device, by its log."""
+    for line in reversed(log):
+        found = TRANSITION.match(line.message)
+        if found is not None and found[1] == QUEUED:
+            return line.timestamp
+    return None
 
 
 def error_line(message: str) -> None:

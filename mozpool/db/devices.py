@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, Update, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.db.packing import Pack, loads_counters, loads_object
@@ -285,13 +286,19 @@ def write(conn: Connection, device_id: int, version: int, values: Mapping[str, A
     MySQL counts matched rows here (the driver asks for found rows), and ``version`` always changes, so the
     row count tells who won on every database.
     """
-    result = conn.execute(
+    parameters = {f"v_{name}": value for name, value in values.items()}
+    result = conn.execute(_update(frozenset(values)), {"row_id": device_id, "row_version": version, **parameters})
+    return result.rowcount == 1
+
+
+@lru_cache(maxsize=256)
+def _update(columns: frozenset[str]) -> Update:
+    """The statement for a set of columns; building it takes longer than running it."""
+    return (
         update(devices)
         .where(devices.c.id == bindparam("row_id"), devices.c.version == bindparam("row_version"))
-        .values(version=devices.c.version + 1, **{name: bindparam(f"v_{name}") for name in values}),
-        {"row_id": device_id, "row_version": version, **{f"v_{name}": value for name, value in values.items()}},
+        .values(version=devices.c.version + 1, **{name: bindparam(f"v_{name}") for name in sorted(columns)})
     )
-    return result.rowcount == 1
 
 
 def set_attributes(conn: Connection, device_id: int, **values: Any) -> bool:

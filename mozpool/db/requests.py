@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, func, insert, not_, or_, select, update
+from sqlalchemy import Connection, Select, Update, and_, bindparam, func, insert, not_, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.db.packing import Pack, loads_counters, loads_strings
@@ -201,13 +202,19 @@ def add(conn: Connection, values: Mapping[str, Any]) -> int:
 
 def write(conn: Connection, request_id: int, version: int, values: Mapping[str, Any]) -> bool:
     """Write columns if the row still has this version; answer whether it had."""
-    result = conn.execute(
+    parameters = {f"v_{name}": value for name, value in values.items()}
+    result = conn.execute(_update(frozenset(values)), {"row_id": request_id, "row_version": version, **parameters})
+    return result.rowcount == 1
+
+
+@lru_cache(maxsize=256)
+def _update(columns: frozenset[str]) -> Update:
+    """The statement for a set of columns; building it takes longer than running it."""
+    return (
         update(requests)
         .where(requests.c.id == bindparam("row_id"), requests.c.version == bindparam("row_version"))
-        .values(version=requests.c.version + 1, **{name: bindparam(f"v_{name}") for name in values}),
-        {"row_id": request_id, "row_version": version, **{f"v_{name}": value for name, value in values.items()}},
+        .values(version=requests.c.version + 1, **{name: bindparam(f"v_{name}") for name in sorted(columns)})
     )
-    return result.rowcount == 1
 
 
 _POSTPONE = (

@@ -8,9 +8,7 @@ To be run when the daemon starts and at least once a day. Any number of imaging 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy import Connection, Table, delete, exc, exists, func, select, text
 
@@ -36,12 +34,6 @@ KEEP_HISTORY = timedelta(days=90)
 BATCH = 1000
 """Rows that one transaction deletes: others who want to write wait some milliseconds."""
 
-TRIES = 3
-"""How often the log partitions are looked at again when another server was about to change them too."""
-
-# The partition to be dropped is gone; the one to be added is there, or comes before the last one.
-_CHANGED_MEANWHILE = frozenset({1507, 1517, 1493})
-
 _NO_PARTITION = 1526
 
 
@@ -55,7 +47,7 @@ def run(database: Database, clock: Clock) -> None:
     now = clock.now()
     _delete_requests(database, now - KEEP_REQUESTS)
     if database.dialect == "mysql":
-        _call(database, "CALL dbcron()")
+        database.run(lambda conn: conn.execute(text("CALL dbcron()")).close())
     else:
         for table in (device_logs, request_logs):
             _delete_before(database, table, now - KEEP_LOGS)
@@ -67,29 +59,19 @@ def run(database: Database, clock: Clock) -> None:
 def prepare_logs(database: Database) -> None:
     """Give the log tables what they need to take lines of today. Raises DatabaseAway."""
     if database.dialect == "mysql":
-        for table in (device_logs, request_logs):
-            _call(database, f"CALL update_log_partitions('{table.name}', {KEEP_LOGS.days}, 1)")
+        database.run(_call_update_log_partitions)
 
 
 def lacks_partition(error: BaseException) -> bool:
     """Whether a log line was refused because nobody called :func:`run` or :func:`prepare_logs` for days."""
-    return isinstance(error, exc.DBAPIError) and _code(error) == _NO_PARTITION
+    original = error.orig if isinstance(error, exc.DBAPIError) else None
+    return original is not None and original.args[:1] == (_NO_PARTITION,)
 
 
-def _call(database: Database, statement: str) -> None:
-    """Call a procedure that changes partitions; once more when somebody else's call came in between."""
-    for tries_left in reversed(range(TRIES)):
-        try:
-            database.run(lambda conn: conn.execute(text(statement)).close())
-            return
-        except exc.DBAPIError as error:
-            if _code(error) not in _CHANGED_MEANWHILE or not tries_left:
-                raise
-
-
-def _code(error: exc.DBAPIError) -> object:
-    """MySQL's error number."""
-    return error.orig.args[0] if error.orig is not None and error.orig.args else None
+def _call_update_log_partitions(conn: Connection) -> None:
+    for table in (device_logs, request_logs):
+        call = text("CALL update_log_partitions(:name, :days, 1)")
+        conn.execute(call, {"name": table.name, "days": KEEP_LOGS.days}).close()
 
 
 def _delete_requests(database: Database, before: datetime) -> None:
@@ -120,23 +102,19 @@ def _delete_before(database: Database, table: Table, before: datetime) -> None:
 
 
 def _delete_claims(database: Database, before: datetime) -> None:
-    """Claims that were released before then. They are read in the order in which they were made, which is that of ids."""
-    for old in _claims_made(database, before):
-        ids = [row.id for row in old if row.released_at is not None and row.released_at < before]
-        if ids:
-            database.run(lambda conn, ids=ids: conn.execute(delete(claim_history).where(claim_history.c.id.in_(ids))))  # type: ignore[misc]
-
-
-def _claims_made(database: Database, before: datetime) -> Iterator[list[Any]]:
-    """The claims made before then, in batches."""
+    """Claims that were released before then, looked for among the oldest: their ids are in the order of their times."""
     columns = claim_history.c.id, claim_history.c.claimed_at, claim_history.c.released_at
     after = 0
-    while True:
-        query = select(*columns).where(claim_history.c.id > after).order_by(claim_history.c.id).limit(BATCH)
-        with database.read() as conn:
-            batch = conn.execute(query).all()
-        old = [row for row in batch if row.claimed_at < before]
-        yield old
-        if len(old) < BATCH:
-            return
-        after = batch[-1].id
+
+    def work(conn: Connection) -> int | None:
+        """Delete a batch; answer the last id looked at, or None when no older claims follow."""
+        batch = conn.execute(
+            select(*columns).where(claim_history.c.id > after).order_by(claim_history.c.id).limit(BATCH)
+        ).all()
+        ids = [row.id for row in batch if row.released_at is not None and row.released_at < before]
+        conn.execute(delete(claim_history).where(claim_history.c.id.in_(ids)))
+        more = len(batch) == BATCH and batch[-1].claimed_at < before
+        return batch[-1].id if more else None
+
+    while (last := database.run(work)) is not None:
+        after = last

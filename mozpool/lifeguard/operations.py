@@ -41,6 +41,12 @@ class RequestLink(Protocol):
         ...
 
 
+def _is_for_nobody(row: Device) -> bool:
+    """Whether the holder that an operation was begun for has gone, and nothing was done to the device yet."""
+    begun_for = row.operation_claim_id
+    return begun_for is not None and begun_for != row.claim_id and not row.state_counters
+
+
 class DeviceOperations:
     """The performer of the device machine's effects. Called from worker threads."""
 
@@ -79,6 +85,8 @@ class DeviceOperations:
         """Do an effect. Raises HardwareError."""
         match effect:
             case PowerCycle():
+                if _is_for_nobody(row):
+                    return Event("not_wanted")
                 self._bmm.sync_boot(row)
                 self._bmm.power_cycle(row)
                 self._note_reboot(row)

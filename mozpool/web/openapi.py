@@ -76,6 +76,10 @@ def _parameters(model: type[BaseModel], schemas: dict[str, Any]) -> list[dict[st
     found = []
     for name, schema in properties.items():
         schema = dict(schema)
+        options = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
+        if options:  # a query can't say null
+            schema.update(options[0])
+            schema.pop("default", None)
         text = schema.pop("description", None)
         parameter: dict[str, Any] = {"name": name, "in": "query", "required": False, "schema": schema}
         if text:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, select
 
 from mozpool.clock import Clock, SimClock
-from mozpool.db import claims, devices, tables
+from mozpool.db import claims, devices, schema, tables
 from mozpool.db import requests as requests_db
 from mozpool.db.engine import Database
 from mozpool.errors import DatabaseAway
@@ -54,8 +54,8 @@ def make_ready(pool: Pool, device_id: int) -> None:
     pool.database.run(lambda conn: devices.set_attributes(conn, device_id, state="ready"))
 
 
-def before_claim(pool: Pool, monkeypatch: pytest.MonkeyPatch, *meddle: Callable[[int, Any], None]) -> list[int]:
-    """Have others write between the look at the queue and the claims, one of ``meddle`` a claim; answer the devices tried."""
+def before_claim(pool: Pool, monkeypatch: pytest.MonkeyPatch, *meddle: Callable[[int, Any], object]) -> list[int]:
+    """Have others write between the look at the queue and each claim; answer the devices that were tried."""
     real, tried, left = pool.driver.handle, [], list(meddle)
 
     def handle(row_id: int, event: str, args: Any = None, **more: Any) -> Outcome[Any]:
@@ -134,7 +134,7 @@ def test_a_request_that_came_back_to_the_queue_has_its_old_place(pool: Pool):
 
 
 def test_nobody_barges_when_a_device_comes_free_in_the_midst_of_a_run(pool: Pool):
-    """The first in the queue finds nothing, and the device that it waits for becomes ready before the last one's turn."""
+    """The first in the queue finds nothing; the device that it waits for becomes ready before the last one's turn."""
     first = pool.request(at=NOW, labels={"pool": "b2g"})
     middle = pool.request(at=later(1), requested_device="panda-0001")
     last = pool.request(at=later(2))
@@ -163,7 +163,7 @@ def test_a_later_request_still_gets_a_device_that_is_of_no_use_to_the_earlier(po
 WANTED = [
     ({}, True),
     ({"requested_device": "panda-0001"}, True),
-    ({"requested_device": "panda-0002"}, False),
+    ({"requested_device": "panda-0003"}, False),
     ({"environment": "production"}, True),
     ({"environment": "staging"}, False),
     ({"hardware_type": "panda"}, True),
@@ -199,9 +199,13 @@ def test_all_conditions_must_hold(pool: Pool, wanted: dict[str, Any], fits: bool
     request = pool.request(**wanted)
     pool.match()
     assert pool.device_of(request) == (device if fits else None)
+    criteria = Criteria.of(pool.get_request(request))
     with pool.database.read() as conn:
-        free, _ = count_matching(conn, Criteria.of(pool.get_request(request)))
-    assert free == 0
+        assert count_matching(conn, criteria) == (0, int(fits))
+    if fits:
+        pool.close(request)
+        with pool.database.read() as conn:
+            assert count_matching(conn, criteria) == (1, 1)
 
 
 @pytest.mark.parametrize("state", ["new", "pxe_booting", "locked_out", "troubleshooting", "failed_self_test"])
@@ -320,8 +324,7 @@ def test_it_tries_the_next_candidate_when_one_is_lost(pool: Pool, monkeypatch: p
         monkeypatch,
         lambda _, args: pool.database.run(
             lambda conn: devices.set_attributes(conn, args["device_id"], comments="touched", state="troubleshooting")
-        )
-        and None,
+        ),
     )
     pool.match()
     assert len(tried) == 2
@@ -336,8 +339,7 @@ def test_it_looks_again_when_all_candidates_are_lost(pool: Pool, monkeypatch: py
         monkeypatch,
         lambda _, args: pool.database.run(
             lambda conn: devices.set_attributes(conn, args["device_id"], comments="dusty")
-        )
-        and None,
+        ),
     )
     pool.match()
     assert tried == [device, device]
@@ -367,7 +369,7 @@ def test_a_request_whose_time_limit_passes_meanwhile_is_served_in_the_same_run(
     device = pool.device()
     first = pool.request(at=NOW, labels={})
     other = pool.request(at=later(1), environment="production")
-    before_claim(pool, monkeypatch, lambda request_id, _: pool.driver.handle(request_id, "timeout") and None)
+    before_claim(pool, monkeypatch, lambda request_id, _: pool.driver.handle(request_id, "timeout"))
     pool.match()
     assert (pool.device_of(first), pool.device_of(other)) == (device, None)
 
@@ -419,13 +421,14 @@ def test_devices_that_change_hands_under_load_are_never_held_twice(database: Dat
         with ThreadPoolExecutor(8) as threads:
             served = sum(threads.map(client, range(8)))
         with database.read() as conn:
-            past = [claim for device in everybody for claim in claims.of_device(conn, device)][::-1]
+            past = [claim for device in everybody for claim in reversed(claims.of_device(conn, device))]
         assert served > 0
         assert len(past) >= served
         for device in everybody:
-            mine = sorted((claim for claim in past if claim.device_id == device), key=lambda claim: claim.id)
-            assert all(claim.released_at is not None for claim in mine)
-            assert all(one.released_at <= two.claimed_at + timedelta(seconds=5) for one, two in zip(mine, mine[1:]))  # type: ignore[operator]  # noqa: B905, RUF007
+            mine = [claim for claim in past if claim.device_id == device]
+            ends = [claim.released_at for claim in mine if claim.released_at is not None]
+            assert len(ends) == len(mine)
+            assert all(end <= claim.claimed_at for end, claim in zip(ends, mine[1:], strict=False))
             assert pool.holder(device) is None
 
 
@@ -433,7 +436,8 @@ def test_devices_that_change_hands_under_load_are_never_held_twice(database: Dat
 
 
 def test_it_tells_who_wants_to_know_of_each_match(sqlite_pool: Pool):
-    pool, told = sqlite_pool, []
+    pool = sqlite_pool
+    told: list[int] = []
     pool.matcher.on_match.append(told.append)
     pool.device()
     served, _ = pool.request(at=NOW), pool.request(at=later(1))
@@ -551,8 +555,9 @@ def test_it_tries_again_when_the_database_was_away(sqlite_pool: Pool, monkeypatc
 
 
 def why(pool: Pool, request_id: int) -> tuple[str, int]:
+    request = pool.get_request(request_id)
     with pool.database.read() as conn:
-        waiting = explain(conn, pool.get_request(request_id))
+        waiting = explain(conn, request)
     return waiting.reason, waiting.place
 
 
@@ -670,8 +675,8 @@ def test_equal_criteria_have_equal_keys_and_no_others():
         )
     }
     assert len(keys) == 8
-    one, two = {"labels": {"a": "1", "b": "2"}}, {"labels": {"b": "2", "a": "1"}}
-    assert Criteria.of(request_row(**one)).key == Criteria.of(request_row(**two)).key
+    one, two = (Criteria.of(request_row(labels=labels)) for labels in ({"a": "1", "b": "2"}, {"b": "2", "a": "1"}))
+    assert one.key == two.key
     assert Criteria.of(request_row(assignee="x", priority=3, wait=5)).key == Criteria.of(request_row()).key
 
 
@@ -697,10 +702,8 @@ STEPS = st.lists(
 
 
 @pytest.fixture(scope="module")
-def model_pool(_sqlite_template: Any) -> Iterator[Pool]:
+def model_pool() -> Iterator[Pool]:
     database = open_database("sqlite://")
-    from mozpool.db import schema
-
     schema.create(database)
     with pool_of(database, SimClock(NOW)) as made:
         yield made
@@ -752,13 +755,10 @@ def test_after_each_step_the_queue_is_served_as_far_as_it_can_be_and_in_order(mo
         assert sum(head.waiting for head in heads) == len(waiting)
         for request in waiting:
             assert not [device for device in ready - set(held) if matches(request, device)]
-        for request, device in holders.items():
-            if device is not None and open_before[request] is None:
-                assert not [
-                    earlier
-                    for earlier in waiting
-                    if (order[earlier], earlier) < (order[request], request) and matches(earlier, device)
-                ]
+        for request, got in holders.items():
+            if got is not None and open_before[request] is None:
+                place = (order[request], request)
+                assert not [one for one in waiting if (order[one], one) < place and matches(one, got)]
 
 
 def test_the_draw_is_a_matter_of_the_seed(sqlite_pool: Pool):

@@ -116,6 +116,14 @@ class PxePowerCycling(State[Device]):
         ctx.clear(STEP)
         return None
 
+    @on("not_wanted", to="ready")
+    def not_wanted(self, ctx: DeviceContext) -> str | None:
+        """Its holder has gone before the power was touched: the device is as proven as it was."""
+        clear_pxe(ctx)
+        set_next_image(ctx, None, None)
+        ctx.set(operation_claim_id=None)
+        return None
+
     @on("power_cycle_failed", TIMEOUT, to=("pxe_power_cycling", "failed_power_cycling"))
     def failed(self, ctx: DeviceContext) -> str | None:
         """Again, until the tries are used up."""

@@ -54,6 +54,12 @@ class PcPowerCycling(State[Device]):
 
     power_cycle_ok = when("power_cycle_ok", to="pc_rebooting")
 
+    @on("not_wanted", to="ready")
+    def not_wanted(self, ctx: DeviceContext) -> str | None:
+        """Its holder has gone before the power was touched: the device is as proven as it was."""
+        ctx.set(operation_claim_id=None)
+        return None
+
     @on("power_cycle_failed", TIMEOUT, to=("pc_power_cycling", "failed_power_cycling"))
     def failed(self, ctx: DeviceContext) -> str | None:
         """Again, until the tries are used up."""
