@@ -20,7 +20,7 @@ from mozpool.bmm.registry import Registry
 from mozpool.bmm.service import BMM, POWER_LIMIT, STORAGE_LIMIT
 from mozpool.clock import Clock
 from mozpool.config import Settings, check_state_names
-from mozpool.db import devices, images, relay_boards
+from mozpool.db import images, relay_boards
 from mozpool.db.engine import Database
 from mozpool.errors import DatabaseAway
 from mozpool.lanes import Lanes, Timers
@@ -41,7 +41,6 @@ from mozpool.watchdog import Watchdog
 from mozpool.web.services import Services
 
 if TYPE_CHECKING:
-    from mozpool.fakes.board import BoardSpec
     from mozpool.fakes.rack import Rack
 
 log = logging.getLogger("mozpool.daemon")
@@ -77,17 +76,11 @@ class Daemon:
         self.settings = settings
         self.clock = clock or Clock()
         self.rng = rng or random.SystemRandom()
-        speed = settings.testing.speed if settings.testing.run_fakes else 1.0
+        speed = settings.testing.speed
         tuning = Tuning(settings.timeouts, settings.tries, speed)
         machines = (device_machine(tuning), request_machine(tuning))
         check_state_names(settings, [name for machine in machines for name in machine.states])
-        self.database = Database(
-            settings.database.engine,
-            pool_size=settings.database.pool_size,
-            connect_timeout=settings.database.connect_timeout,
-            clock=self.clock,
-            rng=self.rng,
-        )
+        self.database = Database.of(settings.database, clock=self.clock, rng=self.rng)
         self.server_id = self.database.run(lambda conn: images.ensure_imaging_server(conn, settings.server.fqdn))
         self.logbook = Logbook(self.database, self.clock)
         self.timers = Timers(self.clock)
@@ -233,10 +226,11 @@ class Daemon:
             log.warning("deadlines are not looked up: %s", error)
 
     def _start_fakes(self) -> None:
+        from mozpool.fakes.pool import boards_of
         from mozpool.fakes.rack import Rack
 
         server = self.settings.server
-        specs = fake_boards(self.database, self.server_id)
+        specs = boards_of(self.database, self.server_id)
         self.rack = Rack.from_settings(self.settings, specs, server_url=f"http://{server.listen}:{server.port}")
         self.rack.start()
         log.info("%d simulated boards are up", len(specs))
@@ -261,23 +255,3 @@ class Daemon:
             self.rack.stop()
         self.logbook.stop()
         self.database.dispose()
-
-
-def fake_boards(database: Database, server_id: int) -> list[BoardSpec]:
-    """The simulated boards of an imaging server: its devices whose probe is the simulation's ``echo``."""
-    from mozpool.fakes.board import BoardSpec
-
-    with database.read() as conn:
-        rows = devices.owned_on(conn, server_id)
-    return [
-        BoardSpec(
-            name=row.name,
-            address=row.address,
-            mac_address=row.mac_address,
-            relay_info=row.relay_info,
-            hardware_type=row.hardware_type,
-            image=row.image,
-        )
-        for row in rows
-        if row.backends.get("probe") == "echo"
-    ]

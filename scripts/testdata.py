@@ -106,7 +106,7 @@ def fill(connection: Connection, settings: Settings, count: int, port: int, stat
             {"name": f"relay-{board_port}"},
             fqdn=f"127.0.0.1:{board_port}",
             imaging_server_id=server_id,
-            state="ready",
+            state="ok",
             state_counters="{}",
         )
         device_id = _add(
@@ -115,7 +115,7 @@ def fill(connection: Connection, settings: Settings, count: int, port: int, stat
             {
                 "name": f"device{number}",
                 "fqdn": f"device{number}.example.com",
-                "address": f"127.{100 + (number >> 16)}.{number >> 8 & 255}.{number & 255}",
+                "address": f"127.{2 + port % 250}.{number >> 8 & 255}.{number & 255}",
                 "inventory_id": number,
                 "state": state,
                 "state_counters": "{}",
@@ -125,7 +125,7 @@ def fill(connection: Connection, settings: Settings, count: int, port: int, stat
                 "boot_config_hash": boot_config_hash(None),
                 "environment": "staging" if number % 4 == 0 else "production",
                 "hardware_type_id": hardware_type_id,
-                "shuffle": number * 7919 % 1000,
+                "shuffle": number * 2654435761 % 2**31,
             },
         )
         labels = {"processor": "armv7", "pool": "mobile" if number % 2 else "b2g", "android": "4.0"}

@@ -110,9 +110,7 @@ def power_cycle(name: str) -> Response:
     return answer({})
 
 
-@endpoint(
-    blueprint, "/device/<name>/power-off/", "GET", "POST", answers=Empty, body=Input, errors=[302, 400, 404, 422]
-)
+@endpoint(blueprint, "/device/<name>/power-off/", "GET", "POST", answers=Empty, body=Input, errors=[302, 400, 404, 422])
 def power_off(name: str) -> Response:
     """Cut a device's power behind LifeGuard's back; answers at once."""
     device = apikit.own_device(name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
-import random
 import signal
 import socket
 import sys
@@ -119,12 +118,7 @@ def _prepare_database(settings: Settings) -> None:
 
     Raises MozpoolError that says what to run.
     """
-    database = Database(
-        settings.database.engine,
-        connect_timeout=settings.database.connect_timeout,
-        clock=Clock(),
-        rng=random.SystemRandom(),
-    )
+    database = Database.of(settings.database, clock=Clock())
     try:
         if database.dialect == "sqlite" and not Path(str(database.url.database)).exists():
             schema.create(database)

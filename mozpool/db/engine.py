@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import NullPool, StaticPool
 
+from mozpool import config
 from mozpool.clock import Clock, Deadline
 from mozpool.errors import DatabaseAway
 
@@ -99,6 +100,17 @@ class Database:
         else:
             self.engine = self._mysql_engine(pool_size)
             self.reader = self._mysql_engine(pool_size, isolation_level="AUTOCOMMIT")
+
+    @classmethod
+    def of(cls, settings: config.Database, *, clock: Clock, rng: random.Random | None = None) -> Database:
+        """The database that the configuration names."""
+        return cls(
+            settings.engine,
+            pool_size=settings.pool_size,
+            connect_timeout=settings.connect_timeout,
+            clock=clock,
+            rng=rng or random.SystemRandom(),
+        )
 
     # -- transactions ---------------------------------------------------------------------------------------------
 

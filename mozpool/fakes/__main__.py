@@ -21,6 +21,7 @@ import click
 from mozpool.config import Settings, load
 from mozpool.errors import BadInput, MozpoolError
 from mozpool.fakes.board import Behaviour, BoardSpec
+from mozpool.fakes.pool import boards_of_settings
 from mozpool.fakes.rack import Rack
 
 
@@ -97,4 +98,4 @@ def _serve(rack: Rack, report: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    command()()
+    command(boards_of_settings)()

@@ -129,9 +129,7 @@ def set_device_status(name: str) -> Response:
     return answer({"state": outcome.state})
 
 
-@endpoint(
-    blueprint, "/device/<name>/state/", answers=schemas.DeviceState, query=schemas.StateQuery, errors=[404]
-)
+@endpoint(blueprint, "/device/<name>/state/", answers=schemas.DeviceState, query=schemas.StateQuery, errors=[404])
 def device_state(name: str) -> Response:
     """State of a device; with `cache`, one that may be a few seconds old."""
     if not apikit.query(schemas.StateQuery).cache:

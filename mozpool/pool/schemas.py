@@ -43,14 +43,17 @@ class RequestBody(Input):
 class WaitQuery(Input):
     """How long to wait for a device."""
 
-    wait: Seconds = Field(0, description=f"Answer when a device is found or so many seconds (at most {MAX_POLL}) are over.")
+    wait: Seconds = Field(
+        0, description=f"Answer when a device is found or so many seconds (at most {MAX_POLL}) are over."
+    )
 
 
 class StatusQuery(Input):
     """How long to wait for a change."""
 
     wait: Seconds = Field(
-        0, description=f"Answer when the state is not `state` any more or so many seconds (at most {MAX_POLL}) are over."
+        0,
+        description=f"Answer when the state is not `state` any more or so many seconds (at most {MAX_POLL}) are over.",
     )
     state: Name | None = Field(None, description="The state that the caller knows of; by default the current one.")
 
@@ -127,7 +130,7 @@ class RequestInfo(BaseModel):
     callback_url: str | None
     reason: str | None = Field(description="Why it waits, failed or was closed.")
     place: int | None = Field(
-        None, description="Place in the queue among those that the same devices can serve, from 1 on; null when it does not wait."
+        None, description="Place in the queue among those that the same devices can serve; null when it does not wait."
     )
 
 

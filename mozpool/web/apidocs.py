@@ -13,7 +13,13 @@ from typing import Any
 
 Spec = Mapping[str, Any]
 
-SAMPLES = {"name": "device1", "number": "1", "event": "mobile_init_started", "old": "failed_pxe_booting", "new": "ready"}
+SAMPLES = {
+    "name": "device1",
+    "number": "1",
+    "event": "mobile_init_started",
+    "old": "failed_pxe_booting",
+    "new": "ready",
+}
 """What stands for the parameters of paths in examples."""
 
 

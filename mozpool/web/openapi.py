@@ -40,7 +40,8 @@ def register(app: APIFlask) -> None:
     app.tags = [{"name": name, "description": text} for name, text in TAGS.items()]
 
     @app.spec_processor
-    def complete(spec: dict[str, Any]) -> dict[str, Any]:
+    def complete(spec: dict[Any, Any] | str) -> dict[Any, Any] | str:
+        assert isinstance(spec, dict)
         schemas = spec.setdefault("components", {}).setdefault("schemas", {})
         _add_schema(schemas, ErrorAnswer)
         for rule in app.url_map.iter_rules():

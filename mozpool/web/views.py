@@ -106,9 +106,7 @@ class Overviews:
         for row in rows:
             holder, until = holders.get(row.id, (None, None))
             kind = category(row.state, row.claim_id is not None)
-            shown.append(
-                DeviceRow(row.name, row.state, kind, row.image, row.environment, holder, until, row.comments)
-            )
+            shown.append(DeviceRow(row.name, row.state, kind, row.image, row.environment, holder, until, row.comments))
         asked = [
             RequestRow(
                 id=row.id,
@@ -158,7 +156,8 @@ def overview_part() -> Response:
     said = make_response(render_template("overview_part.html", **_overview()))
     said.add_etag()
     said.cache_control.no_cache = True
-    return said.make_conditional(request)
+    said.make_conditional(request)
+    return said
 
 
 @blueprint.app_template_filter("moment")
