@@ -90,9 +90,7 @@ class Daemon:
 
         bmm_defaults = {name: getattr(settings.bmm, name) for name in ("power", "boot", "probe", "agent")}
         tftp_root = settings.paths.tftp_root
-        context = BackendContext(
-            clock=self.clock, tftp_root=None if tftp_root is None else str(tftp_root), speed=speed
-        )
+        context = BackendContext(clock=self.clock, tftp_root=None if tftp_root is None else str(tftp_root), speed=speed)
         self.bmm = BMM(Registry(context, bmm_defaults), self.database, self.clock, settings.server.ipaddress)
         links = Links(settings.server.fqdn, self.database)
         common = {
@@ -172,9 +170,11 @@ class Daemon:
     def _device_changed(self, outcome: Outcome[Any]) -> None:
         """A device that became free is matched with the queue."""
         decision = outcome.decision
-        if decision is not None and decision.target == "ready" and decision.is_change:
-            if outcome.row is not None and getattr(outcome.row, "claim_id", None) is None:
-                self.matcher.wake()
+        if decision is None or outcome.row is None:
+            return
+        is_free = getattr(outcome.row, "claim_id", None) is None
+        if decision.target == "ready" and decision.is_change and is_free:
+            self.matcher.wake()
 
     def _request_changed(self, outcome: Outcome[Any]) -> None:
         """A request that gave its device back, or looks for one again, sets the queue in motion."""

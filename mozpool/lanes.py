@@ -73,9 +73,7 @@ class Lanes:
             if self._idle >= len(self._turns):
                 self._wake.notify()
             elif len(self._threads) < self._workers:
-                thread = threading.Thread(
-                    target=self._work, name=f"{self.name}-{len(self._threads) + 1}", daemon=True
-                )
+                thread = threading.Thread(target=self._work, name=f"{self.name}-{len(self._threads) + 1}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
             else:
@@ -124,8 +122,7 @@ class Lanes:
         now = self._clock.monotonic()
         with self._lock:
             return [
-                Running(thread, lane, label, now - started)
-                for thread, (lane, label, started) in self._running.items()
+                Running(thread, lane, label, now - started) for thread, (lane, label, started) in self._running.items()
             ]
 
     def stop(self, seconds: float) -> bool:

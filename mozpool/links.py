@@ -48,7 +48,8 @@ class Links:
         """Ask a device for something on behalf of a claim. Raises LinkError."""
         if server == self._own_name and self._lifeguard is not None:
             answer = self._away_is_link_error(
-                lambda lifeguard: lifeguard.please(device_id, event, args, claim_id=claim_id, once=True), self._lifeguard
+                lambda lifeguard: lifeguard.please(device_id, event, args, claim_id=claim_id, once=True),
+                self._lifeguard,
             )
             return Reply(answer.accepted, answer.reason)
         said = self._post(

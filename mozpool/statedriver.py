@@ -1,7 +1,6 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-# ruff: noqa: D105
 """Drives a state machine over the rows of a table: events, due timeouts, effects after the commit.
 
 A transition is one transaction: load the row, let the machine decide, write everything with
@@ -325,7 +324,7 @@ class Driver(Generic[Row]):
                     outcome = step(conn, known.pop())
                     if outcome.status in ("moved", "stayed"):
                         return outcome
-                except MozpoolError:
+                except (MozpoolError, NotDue):
                     pass
             loaded = self.store.load(conn, row_id)
             return Outcome("gone") if loaded is None else step(conn, loaded)
@@ -347,7 +346,7 @@ class Driver(Generic[Row]):
             change = self._change(row, decision, now, token)
             outcome = Outcome("moved" if decision.path else "stayed", row, decision, change)
             last[:] = [outcome]
-            if decision.path or decision.columns or decision.writes or decision.counters != dict(row.state_counters):
+            if _changes(row, decision):
                 if not self.store.write(conn, row, change):
                     self.forget(row_id)
                     raise LostRace
@@ -373,7 +372,7 @@ class Driver(Generic[Row]):
         self._checkpoint("committed")
         if outcome.row is None:
             self.forget(row_id)
-        elif outcome.change is not None and outcome.decision is not None:
+        elif outcome.change is not None and outcome.decision is not None and _changes(outcome.row, outcome.decision):
             unknown = bool(outcome.decision.writes)
             self._remember(row_id, None if unknown else self.store.after(outcome.row, outcome.change))
         self._after_commit(outcome)
@@ -550,6 +549,11 @@ class Driver(Generic[Row]):
         self._stopping.set()
 
 
+def _changes(row: MachineRow, decision: Decision) -> bool:
+    """Whether there is anything to write; if not, the row keeps its version."""
+    return bool(decision.path or decision.columns or decision.writes or decision.counters != dict(row.state_counters))
+
+
 @dataclass
 class _Job:
     row_id: int
@@ -564,7 +568,7 @@ class _Job:
 
 
 class Effects(Generic[Row]):
-    """The queue of effects: one slot for each row and channel, filled after commits and looked at again before they run."""
+    """The queue of effects: one slot a row and channel, filled after commits and looked at again before they run."""
 
     def __init__(
         self,

@@ -56,8 +56,8 @@ class Effect:
     """Something to be done in the world after the commit. Subclasses say what.
 
     ``channel`` is the slot that it takes: of each row, one effect a channel is queued, and a newer one replaces it.
-    ``every`` makes the effect repeat after so many seconds until it has brought an event or its attempt is over, at most
-    ``times`` times. A ``bound`` effect counts for its attempt only: it is dropped when the row has moved on.
+    ``every`` makes the effect repeat after so many seconds until it has brought an event or its attempt is over, but at
+    most ``times`` times. A ``bound`` effect counts for its attempt only: it is dropped when the row has moved on.
     """
 
     channel: ClassVar[str] = "hardware"
@@ -151,7 +151,7 @@ class State(Generic[Row]):
 
 @dataclass(frozen=True)
 class Tuning:
-    """Numbers that may differ from the defaults: tests, simulated time, an operator's ``[timeouts]`` and ``[tries]``."""
+    """Numbers that may differ from the defaults: tests, simulated time, an operator's ``[timeouts]``, ``[tries]``."""
 
     timeouts: Mapping[str, float] = field(default_factory=dict)
     tries: Mapping[str, int] = field(default_factory=dict)
@@ -402,7 +402,8 @@ class Machine(Generic[Row]):
             if name not in reached and not state.forced_only:
                 problems.append(f"{name}: nothing leads to it")
         for kind, names in (("time limit", self.tuning.timeouts), ("number of tries", self.tuning.tries)):
-            problems += [f"{name}: a {kind} is set for a state that does not exist" for name in names if name not in self.states]
+            strangers = [name for name in names if name not in self.states]
+            problems += [f"{name}: a {kind} is set for a state that does not exist" for name in strangers]
         return problems
 
     def table(self) -> str:
@@ -421,7 +422,7 @@ class Machine(Generic[Row]):
         return "\n".join(lines) + "\n"
 
     def diagram(self, *, without: Iterable[str] = ()) -> str:
-        """The transitions as a Mermaid state diagram; events in ``without`` are left out (they lead out of every state)."""
+        """The transitions as a Mermaid state diagram, without the events ``without`` (they lead out of every state)."""
         left_out = set(without)
         labels: dict[tuple[str, str], list[str]] = {}
         for source, event, target in self.edges():

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +18,9 @@ from mozpool.db import schema
 from mozpool.db.engine import Database
 from mozpool.db.tables import metadata
 from tests.mariadb import MariaDB, missing, running
+
+if TYPE_CHECKING:
+    from tests.app_fixtures import Server
 
 BOTH = ["sqlite", pytest.param("mysql", marks=pytest.mark.mysql)]
 
@@ -124,3 +128,12 @@ def empty_tables(server: MariaDB, name: str) -> None:
         cursor.execute("SET foreign_key_checks = 0")
         for table in sorted(used):
             cursor.execute(f"TRUNCATE {table}")
+
+
+@pytest.fixture
+def imaging_server(database_url: str, tmp_path: Path) -> Iterator["Server"]:
+    """A whole imaging server with three devices, whose timers stand still: once on SQLite, once on MariaDB."""
+    from tests.app_fixtures import server
+
+    with server(database_url, tmp_path) as running_server:
+        yield running_server

@@ -95,7 +95,7 @@ class Probe(ABC):
 
     @abstractmethod
     def ping(self, device: Target, deadline: Deadline) -> bool:
-        """One attempt (about half a second): whether the device answered. Raises HardwareError when it can't be asked."""
+        """Try once, about half a second: whether the device answers. Raises HardwareError when it can't be asked."""
 
 
 @dataclass(frozen=True)

@@ -170,3 +170,7 @@ def _database(*, must_exist: bool) -> Iterator[tuple[config.Settings, Database]]
         yield settings, database
     finally:
         database.dispose()
+
+
+if __name__ == "__main__":
+    main()

@@ -69,8 +69,7 @@ def main(port: int, once: bool) -> None:
     The boards fail as often as real ones did. The pool lives in a temporary directory, which is removed at the end;
     without --once, that is at Ctrl-C.
     """
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _stop)
+    before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGTERM, signal.SIGHUP)}
     try:
         with tempfile.TemporaryDirectory(prefix="mozpool-demo-") as directory:
             _demo(Path(directory), port, once, Clock())
@@ -79,6 +78,9 @@ def main(port: int, once: bool) -> None:
     except KeyboardInterrupt:
         click.echo("\nStopped.", err=True)
         raise SystemExit(128 + signal.SIGINT) from None
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _demo(directory: Path, port: int, once: bool, clock: Clock) -> None:
@@ -109,9 +111,9 @@ def _demo(directory: Path, port: int, once: bool, clock: Clock) -> None:
             raise
         if once:
             return
-        click.echo(f"\nThe pool stays up at {url}/ until you press Ctrl-C. In another terminal:")
-        click.echo(f"    {Path(sys.executable).with_name('mozpool')} --server {url} --help")
         try:
+            click.echo(f"\nThe pool stays up at {url}/ until you press Ctrl-C. In another terminal:")
+            click.echo(f"    {Path(sys.executable).with_name('mozpool')} --server {url} --help")
             code = server.process.wait()
         except KeyboardInterrupt:
             click.echo("\nStopping.")

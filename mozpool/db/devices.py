@@ -177,9 +177,7 @@ def has_labels(labels: Mapping[str, str]) -> list[ColumnElement[bool]]:
     """Conditions that are true for devices that carry all of these labels."""
     return [
         select(device_labels.c.device_id)
-        .where(
-            device_labels.c.device_id == devices.c.id, device_labels.c.name == name, device_labels.c.value == value
-        )
+        .where(device_labels.c.device_id == devices.c.id, device_labels.c.name == name, device_labels.c.value == value)
         .exists()
         for name, value in sorted(labels.items())
     ]
@@ -208,9 +206,7 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     return found
 
 
-def find(
-    conn: Connection, wanted: Filter | None = None, *, after: int = 0, limit: int | None = None
-) -> list[Device]:
+def find(conn: Connection, wanted: Filter | None = None, *, after: int = 0, limit: int | None = None) -> list[Device]:
     """Devices in the order of their ids, from behind ``after``, at most ``limit``."""
     query = _SELECT.where(devices.c.id > after, *_conditions(wanted or Filter())).order_by(devices.c.id)
     if limit is not None:
@@ -230,13 +226,14 @@ def names(conn: Connection) -> list[str]:
 
 def states(conn: Connection) -> dict[str, str]:
     """Device name → state."""
-    return {name: state for name, state in conn.execute(select(devices.c.name, devices.c.state))}
+    rows = conn.execute(select(devices.c.name, devices.c.state))
+    return {row.name: row.state for row in rows}
 
 
 def count_states(conn: Connection) -> dict[str, int]:
     """State → number of devices in it."""
-    rows = conn.execute(select(devices.c.state, func.count()).group_by(devices.c.state))
-    return {state: number for state, number in rows}
+    rows = conn.execute(select(devices.c.state, func.count().label("number")).group_by(devices.c.state))
+    return {row.state: row.number for row in rows}
 
 
 def environments(conn: Connection) -> list[str]:
@@ -318,9 +315,7 @@ _POSTPONE = (
 
 def postpone(conn: Connection, device_id: int, attempt: int, deadline: datetime | None) -> bool:
     """Move the deadline of an attempt (None: take it away); False when it is over."""
-    return (
-        conn.execute(_POSTPONE, {"row_id": device_id, "row_attempt": attempt, "deadline": deadline}).rowcount == 1
-    )
+    return conn.execute(_POSTPONE, {"row_id": device_id, "row_attempt": attempt, "deadline": deadline}).rowcount == 1
 
 
 _VERSION = select(devices.c.version, devices.c.token).where(devices.c.id == bindparam("row_id"))
@@ -396,7 +391,7 @@ FREE = and_(devices.c.state == "ready", devices.c.claim_id.is_(None))
 def candidates(
     conn: Connection, conditions: Iterable[ColumnElement[bool]], *, start: int, limit: int
 ) -> list[Candidate]:
-    """Free devices that meet ``conditions``, in the order of their random ``shuffle`` from ``start`` on, wrapping round."""
+    """Free devices that meet ``conditions``, in order of their random ``shuffle`` from ``start`` on, wrapping round."""
     query = select(*CANDIDATE_COLUMNS).where(FREE, *conditions).order_by(devices.c.shuffle).limit(limit)
     found = [Candidate(*row) for row in conn.execute(query.where(devices.c.shuffle >= start))]
     if len(found) < limit:

@@ -156,9 +156,7 @@ class Filter:
     environment: str | None = None
 
 
-def find(
-    conn: Connection, wanted: Filter, now: datetime, *, after: int = 0, limit: int | None = None
-) -> list[Request]:
+def find(conn: Connection, wanted: Filter, now: datetime, *, after: int = 0, limit: int | None = None) -> list[Request]:
     """Requests in the order of their ids, from behind ``after``, at most ``limit``.
 
     Failed ones count as open until they are returned or expire.
@@ -268,9 +266,7 @@ def due(conn: Connection, imaging_server_id: int, before: datetime, limit: int) 
         )
         .limit(limit)
     )
-    found = [
-        (row[0], row[1], row[3] if row[2] is None else min(row[2], row[3])) for row in conn.execute(query)
-    ]
+    found = [(row[0], row[1], row[3] if row[2] is None else min(row[2], row[3])) for row in conn.execute(query)]
     return sorted(found, key=lambda item: item[2])
 
 
@@ -330,8 +326,8 @@ def place_in_queue(conn: Connection, request: Request) -> int:
 
 def count_states(conn: Connection) -> dict[str, int]:
     """State → number of requests in it, closed ones left out."""
-    query = select(requests.c.state, func.count()).where(requests.c.state != "closed").group_by(requests.c.state)
-    return {state: number for state, number in conn.execute(query)}
+    query = select(requests.c.state, func.count().label("number")).where(requests.c.state != "closed")
+    return {row.state: row.number for row in conn.execute(query.group_by(requests.c.state))}
 
 
 def holders(conn: Connection, device_ids: Sequence[int]) -> list[tuple[int, str, datetime]]:

@@ -78,7 +78,12 @@ Id = Integer().with_variant(mysql.INTEGER(unsigned=True), "mysql", "mariadb")
 BigId = BigInteger().with_variant(mysql.BIGINT(unsigned=True), "mysql", "mariadb").with_variant(Integer(), "sqlite")
 Counter = Integer()
 STATE = String(32)
-ENGINE: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB", "mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
+ENGINE: dict[str, Any] = {
+    "mysql_engine": "InnoDB",
+    "mariadb_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mariadb_charset": "utf8mb4",
+}
 
 
 def _machine_columns() -> list[Column[Any]]:
@@ -296,4 +301,3 @@ def _log(name: str, key: str, key_type: Any) -> Table:
 
 device_logs = _log("device_logs", "device_id", Id)
 request_logs = _log("request_logs", "request_id", BigId)
-

@@ -33,6 +33,8 @@ KEEP_HISTORY = timedelta(days=90)
 
 BATCH = 1000
 """Rows that one transaction deletes: others who want to write wait some milliseconds."""
+PAUSE = 0.05
+"""Seconds between two batches, in which those others get their turn."""
 
 _NO_PARTITION = 1526
 
@@ -45,15 +47,15 @@ def run(database: Database, clock: Clock) -> None:
     stays deleted.
     """
     now = clock.now()
-    _delete_requests(database, now - KEEP_REQUESTS)
+    _delete_requests(database, clock, now - KEEP_REQUESTS)
     if database.dialect == "mysql":
         database.run(lambda conn: conn.execute(text("CALL dbcron()")).close())
     else:
         for table in (device_logs, request_logs):
-            _delete_before(database, table, now - KEEP_LOGS)
+            _delete_before(database, clock, table, now - KEEP_LOGS)
     for table in (device_history, request_history):
-        _delete_before(database, table, now - KEEP_HISTORY)
-    _delete_claims(database, now - KEEP_HISTORY)
+        _delete_before(database, clock, table, now - KEEP_HISTORY)
+    _delete_claims(database, clock, now - KEEP_HISTORY)
 
 
 def prepare_logs(database: Database) -> None:
@@ -74,7 +76,7 @@ def _call_update_log_partitions(conn: Connection) -> None:
         conn.execute(call, {"name": table.name, "days": KEEP_LOGS.days}).close()
 
 
-def _delete_requests(database: Database, before: datetime) -> None:
+def _delete_requests(database: Database, clock: Clock, before: datetime) -> None:
     """Requests that ended and expired before then. The newest stays: SQLite would use its number again."""
     newest = select(func.max(requests.c.id)).scalar_subquery()
     claim = exists().where(device_requests.c.request_id == requests.c.id)
@@ -86,10 +88,10 @@ def _delete_requests(database: Database, before: datetime) -> None:
         return len(ids)
 
     while database.run(work) == BATCH:
-        pass
+        clock.sleep(PAUSE)
 
 
-def _delete_before(database: Database, table: Table, before: datetime) -> None:
+def _delete_before(database: Database, clock: Clock, table: Table, before: datetime) -> None:
     """Rows whose ``ts`` is older."""
 
     def work(conn: Connection) -> int:
@@ -98,10 +100,10 @@ def _delete_before(database: Database, table: Table, before: datetime) -> None:
         return len(ids)
 
     while database.run(work) == BATCH:
-        pass
+        clock.sleep(PAUSE)
 
 
-def _delete_claims(database: Database, before: datetime) -> None:
+def _delete_claims(database: Database, clock: Clock, before: datetime) -> None:
     """Claims that were released before then, looked for among the oldest: their ids are in the order of their times."""
     columns = claim_history.c.id, claim_history.c.claimed_at, claim_history.c.released_at
     after = 0
@@ -118,3 +120,4 @@ def _delete_claims(database: Database, before: datetime) -> None:
 
     while (last := database.run(work)) is not None:
         after = last
+        clock.sleep(PAUSE)

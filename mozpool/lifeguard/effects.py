@@ -19,7 +19,7 @@ PROBE_INTERVAL = 1.0
 
 @dataclass(frozen=True)
 class PowerCycle(Effect):
-    """Make the network boot files say what the row says, then cut and restore power: ``power_cycle_ok`` or ``…_failed``."""
+    """Make the network boot files say what the row says, cut power, restore it: ``power_cycle_ok`` or ``…_failed``."""
 
 
 @dataclass(frozen=True)

@@ -252,9 +252,7 @@ class ContactingLifeguard(WithDevice):
         if request.image_can_reuse and ctx.reads.has_equal_image(request):
             event, args = "please_power_cycle", {}
         ctx.effect(
-            AskLifeguard(
-                request.device_id, request.device, request.device_server or "", request.claim_id, event, args
-            )
+            AskLifeguard(request.device_id, request.device, request.device_server or "", request.claim_id, event, args)
         )
         return None
 

@@ -276,7 +276,7 @@ class MozPool:
     # Changing
 
     def renew(self, request_id: int, duration: float) -> None:
-        """Let the request expire in so many seconds from now. Raises NotFound, BadInput; Unprocessable when it ended."""
+        """Let the request expire so many seconds from now. Raises NotFound, BadInput; Unprocessable when it ended."""
         if self._max_duration and duration > self._max_duration:
             raise BadInput.value("duration", duration, f"at most {self._max_duration} seconds")
         expires = self._clock.now() + timedelta(seconds=duration)

@@ -141,14 +141,14 @@ EXPECTED_EVENTS: dict[str, set[str]] = {
     "locked_out": set(),
     "troubleshooting": ALL,
     "ready": ALL | {"timeout", "failed"},
-    "pc_power_cycling": {"power_cycle_ok", "power_cycle_failed", "timeout"},
+    "pc_power_cycling": {"power_cycle_ok", "power_cycle_failed", "not_wanted", "timeout"},
     "pc_rebooting": {"rebooted", "timeout"},
     "pc_sut_rebooting": {"power_cycle_failed", "timeout"},
     "pc_pinging": {"ping_ok", "timeout"},
     "start_pxe_boot": {"timeout"},
     "start_self_test": {"timeout"},
     "start_maintenance": {"timeout"},
-    "pxe_power_cycling": {"power_cycle_ok", "power_cycle_failed", "timeout"},
+    "pxe_power_cycling": {"power_cycle_ok", "power_cycle_failed", "not_wanted", "timeout"},
     "pxe_booting": {"mobile_init_started", "timeout"},
     "mobile_init_started": {
         "android_downloading",
@@ -273,6 +273,7 @@ STEPS: list[tuple[str, str, dict[str, Any], tuple[str, ...]]] = [
     ("ready", "timeout", {}, ("ready",)),
     ("ready", "failed", {}, ("start_self_test", "pxe_power_cycling")),
     ("pc_power_cycling", "power_cycle_ok", {}, ("pc_rebooting",)),
+    ("pc_power_cycling", "not_wanted", {}, ("ready",)),
     ("pc_rebooting", "timeout", {}, ("pc_pinging",)),
     ("pc_rebooting", "rebooted", {}, ("pc_pinging",)),
     ("pc_sut_rebooting", "timeout", {}, ("sut_verifying",)),
@@ -285,6 +286,7 @@ STEPS: list[tuple[str, str, dict[str, Any], tuple[str, ...]]] = [
     ("start_self_test", "timeout", {}, ("pxe_power_cycling",)),
     ("start_maintenance", "timeout", {}, ("pxe_power_cycling",)),
     ("pxe_power_cycling", "power_cycle_ok", GETS_PLAIN_IMAGE, ("pxe_booting",)),
+    ("pxe_power_cycling", "not_wanted", GETS_PLAIN_IMAGE, ("ready",)),
     ("pxe_booting", "mobile_init_started", GETS_PLAIN_IMAGE, ("mobile_init_started",)),
     ("mobile_init_started", "android_downloading", GETS_AGENT_IMAGE, ("android_downloading",)),
     ("mobile_init_started", "b2g_downloading", GETS_PLAIN_IMAGE, ("b2g_downloading",)),
@@ -933,6 +935,20 @@ def test_a_device_that_is_free_again_at_the_end_is_looked_after_at_once() -> Non
     assert decision.target == "ready"
     assert decision.effects == (CheckReady(),)
     assert_nobody_told(decision)
+
+
+@pytest.mark.parametrize("holder", [{}, {"claim_id": 8, "request_id": 80}])
+def test_an_operation_that_nobody_wants_any_more_leaves_the_device_as_it_was(holder: dict[str, Any]) -> None:
+    situation: dict[str, Any] = {**HOLDS_PLAIN_IMAGE, **holder, "operation_claim_id": 7}
+    rebooted = decide("pc_power_cycling", "not_wanted", **situation)
+    assert rebooted.columns == {"operation_claim_id": None}
+    installed = decide("pxe_power_cycling", "not_wanted", pxe_config="panda-b2g", **GETS_PLAIN_IMAGE, **situation)
+    assert installed.columns == {"operation_claim_id": None, "pxe_config": None, **NO_NEXT_IMAGE}
+    assert SyncBoot() in installed.effects
+    for decision in (rebooted, installed):
+        assert decision.path == ("ready",)
+        assert (CheckReady() in decision.effects) is (not holder)
+        assert_nobody_told(decision)
 
 
 # Whose result it is

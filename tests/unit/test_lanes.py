@@ -101,8 +101,12 @@ def test_a_long_lane_takes_turns_with_the_others(lanes: Callable[[int], Lanes]):
 
 def test_work_without_a_lane_runs_side_by_side(lanes: Callable[[int], Lanes]):
     pool, together = lanes(3), threading.Barrier(4)
+
+    def meet() -> None:
+        together.wait(LONG)
+
     for _ in range(3):
-        pool.submit(None, lambda: print(together.wait(LONG)))
+        pool.submit(None, meet)
     together.wait(LONG)
 
 

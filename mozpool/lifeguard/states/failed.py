@@ -49,7 +49,7 @@ class FailedPxeBooting(Failed):
 
 
 class FailedMobileInitStarted(Failed):
-    """The live image starts but its second stage never reports: a person must look at the boot scripts or the network."""
+    """The live image starts but its second stage never reports: a person must look at boot scripts or the network."""
 
     name = "failed_mobile_init_started"
 

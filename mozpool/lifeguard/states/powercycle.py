@@ -24,7 +24,7 @@ STEP = "power_cycling"
 
 
 def agent_expected(ctx: DeviceContext) -> bool:
-    """Whether what boots from the device's storage now has an agent: the image just installed, else the one it holds."""
+    """Whether what boots from the device's storage has an agent: the image just installed, else the one it holds."""
     if ctx.get("next_image_id") is not None:
         return ctx.row.next_image_has_agent
     return ctx.get("image_id") is not None and ctx.row.image_has_agent
@@ -90,7 +90,7 @@ class PcSutRebooting(State[Device]):
 
     @on("power_cycle_failed", to=())
     def failed(self, ctx: DeviceContext) -> str | None:
-        """The agent did not take the command: remembered until the moment is over, so as not to ask it at once again."""
+        """The agent did not take the command: remembered until the moment is over, so that it is not asked at once."""
         ctx.count(self.name)
         return STAY
 

@@ -1,0 +1,328 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""A whole site as processes: a database, simulated boards, the daemon, and clients that can't be trusted to be patient."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import requests
+from sqlalchemy import select, text
+
+from mozpool.clock import Clock
+from mozpool.config import load
+from mozpool.db import schema, tables
+from mozpool.db.engine import Database
+
+READY_WITHIN = 30.0
+
+
+def free_ports(count: int) -> int:
+    """The first of ``count`` free ports in a row on 127.0.0.1, from a range that the system hands out to nobody."""
+    for first in range(3000 + (os.getpid() * 37) % 20000, 32000 - count, count + 1):
+        sockets = []
+        try:
+            for port in range(first, first + count):
+                probe = socket.socket()
+                sockets.append(probe)
+                probe.bind(("127.0.0.1", port))
+            return first
+        except OSError:
+            continue
+        finally:
+            for probe in sockets:
+                probe.close()
+    raise RuntimeError("no free ports")
+
+
+class Site:
+    """Simulated boards in one process, the daemon in another; the daemon may be killed and started again."""
+
+    def __init__(self, directory: Path, database_url: str, *, boards: int, speed: float, seed: int) -> None:
+        self.directory = directory
+        self.port = free_ports(boards // 14 + 2)
+        self.relay_port = self.port + 1
+        self.tftp = directory / "tftp"
+        self.tftp.mkdir()
+        self.config = directory / "config.ini"
+        self.config.write_text(
+            f"""[database]
+engine = {database_url}
+[server]
+fqdn = 127.0.0.1:{self.port}
+port = {self.port}
+heartbeat_file = {directory / "heartbeat"}
+[paths]
+tftp_root = {self.tftp}
+[testing]
+speed = {speed:g}
+seed = {seed}
+"""
+        )
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {**os.environ, "MOZPOOL_CONFIG": str(self.config)}
+        self.settings = load(self.config)
+        self.database = Database.of(self.settings.database, clock=Clock())
+        if schema.current(self.database) is None:
+            schema.create(self.database)
+        self._run("mozpool.cli.db", "testdata", "-d", str(boards), "-p", str(self.relay_port))
+        self.log = directory / "server.log"
+        self.report_file = directory / "report.json"
+        self._fakes: subprocess.Popen[str] | None = None
+        self.daemon: subprocess.Popen[bytes] | None = None
+
+    def _run(self, module: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def start_boards(self) -> None:
+        """Switch the simulated boards on."""
+        self._fakes = subprocess.Popen(
+            [sys.executable, "-m", "mozpool.fakes", "--config", str(self.config), "--report", str(self.report_file)],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._fakes.stdout is not None
+        assert "are up" in self._fakes.stdout.readline()
+
+    def start_daemon(self) -> None:
+        """Start the daemon and wait until it answers."""
+        with self.log.open("ab") as log:
+            self.daemon = subprocess.Popen(
+                [sys.executable, "-m", "mozpool.cli.server"], env=self.environment, stdout=log, stderr=log
+            )
+        give_up = time.monotonic() + READY_WITHIN
+        while True:
+            try:
+                requests.get(f"{self.url}/api/version/", timeout=5)
+                return
+            except requests.RequestException:
+                if self.daemon.poll() is not None or time.monotonic() > give_up:
+                    raise RuntimeError(f"the daemon did not start:\n{self.tail()}") from None
+                time.sleep(0.05)
+
+    def kill_daemon(self) -> None:
+        """End the daemon as a crash would."""
+        assert self.daemon is not None
+        self.daemon.kill()
+        self.daemon.wait()
+
+    def stop_daemon(self) -> float:
+        """Stop the daemon in good order and answer the seconds that it took."""
+        assert self.daemon is not None
+        begun = time.monotonic()
+        self.daemon.send_signal(signal.SIGTERM)
+        try:
+            code = self.daemon.wait(30)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+            self.daemon.wait()
+            raise
+        assert code == 0, self.tail()
+        self.daemon = None
+        return time.monotonic() - begun
+
+    def stop_boards(self) -> dict[str, Any]:
+        """Switch the boards off and answer what they went through."""
+        assert self._fakes is not None
+        self._fakes.send_signal(signal.SIGTERM)
+        self._fakes.wait(30)
+        if self._fakes.stdout is not None:
+            self._fakes.stdout.close()
+        self._fakes = None
+        report: dict[str, Any] = json.loads(self.report_file.read_text())
+        return report
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of the daemon's log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+    def __enter__(self) -> Self:
+        self.start_boards()
+        try:
+            self.start_daemon()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End whatever still runs, by its id."""
+        for process in (self.daemon, self._fakes):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
+        if self._fakes is not None and self._fakes.stdout is not None:
+            self._fakes.stdout.close()
+        self.database.dispose()
+
+    # What the database says
+
+    def rows(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
+        """Rows of a query."""
+        with self.database.read() as conn:
+            return [tuple(row) for row in conn.execute(text(statement), values)]
+
+    def overlapping_claims(self) -> list[str]:
+        """Claims of one device that overlap in time, by the database's own history."""
+        history = tables.claim_history.c
+        with self.database.read() as conn:
+            query = select(history.device_id, history.claimed_at, history.released_at, history.request_id, history.id)
+            rows = conn.execute(query.order_by(history.device_id, history.id)).all()
+        problems = []
+        for before, after in zip(rows, rows[1:], strict=False):
+            if before[0] == after[0] and (before[2] is None or before[2] > after[1]):
+                problems.append(f"device {before[0]}: requests {before[3]} and {after[3]}")
+        return problems
+
+    def stuck(self, slack: float) -> list[tuple[Any, ...]]:
+        """Devices and requests whose deadline passed more than ``slack`` seconds ago without anything happening."""
+        now = self.database.clock.now()
+        found: list[tuple[Any, ...]] = []
+        with self.database.read() as conn:
+            for table in (tables.devices, tables.requests):
+                rows = conn.execute(select(table.c.id, table.c.state, table.c.state_timeout)).all()
+                found += [
+                    (table.name, *row) for row in rows if row[2] is not None and (now - row[2]).total_seconds() > slack
+                ]
+        return found
+
+
+@dataclass
+class Tally:
+    """What the clients saw."""
+
+    ends: Counter[str] = field(default_factory=Counter)
+    held: list[tuple[str, float, float]] = field(default_factory=list)
+    """(device, from, to) on the monotonic clock: while the client was told that the device is its own."""
+    problems: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    holders: dict[str, int] = field(default_factory=dict)
+
+    def take(self, device: str, request: int) -> None:
+        """A client begins to use a device."""
+        with self.lock:
+            if device in self.holders:
+                self.problems.append(f"{device} is held by requests {self.holders[device]} and {request}")
+            self.holders[device] = request
+
+    def give(self, device: str, begun: float) -> None:
+        """A client stops using a device, just before it says so."""
+        with self.lock:
+            self.holders.pop(device, None)
+            self.held.append((device, begun, time.monotonic()))
+
+
+class Client(threading.Thread):
+    """Asks for a device, holds it, returns it, again and again; goes on when the server is away."""
+
+    def __init__(self, number: int, site: Site, tally: Tally, end: float, seed: int) -> None:
+        super().__init__(name=f"client-{number}")
+        self.number = number
+        self.site = site
+        self.tally = tally
+        self.end = end
+        self.rng = random.Random(seed * 1000 + number)
+        self.http = requests.Session()
+
+    def run(self) -> None:
+        try:
+            serial = 0
+            while time.monotonic() < self.end:
+                serial += 1
+                self._once(serial)
+        except Exception as error:
+            self.tally.problems.append(f"{self.name}: {error!r}")
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None, key: str | None = None) -> Any:
+        """Call until there is an answer, as the documented client does; what it repeats is safe to repeat."""
+        headers = {"Idempotency-Key": key} if key else {}
+        while True:
+            try:
+                answer = self.http.request(method, f"{self.site.url}{path}", json=body, headers=headers, timeout=30)
+                if answer.status_code not in (502, 503, 504):
+                    return answer
+            except requests.RequestException:
+                pass
+            time.sleep(0.1 + self.rng.random() * 0.2)
+
+    def _once(self, serial: int) -> None:
+        install = self.rng.random() < 0.5
+        body = {
+            "assignee": f"client{self.number}@example.com",
+            "duration": 600,
+            "image": "b2g" if install else "android",
+            "environment": "any",
+            "b2gbase": f"http://builds.example.com/{self.number}/{serial}/",
+            "wait": 600,
+        }
+        key = f"{self.site.port}-{self.number}-{serial}"
+        answer = self._call("POST", "/api/device/any/request/", body, key)
+        if answer.status_code != 200:
+            self.tally.problems.append(f"request answered {answer.status_code}: {answer.text[:200]}")
+            return
+        request_id = answer.json()["request"]["id"]
+        state = "finding_device"
+        while state != "ready" and state != "closed" and not state.startswith("failed"):
+            state = self._call("GET", f"/api/request/{request_id}/status/?wait=10&state={state}").json()["state"]
+            if time.monotonic() > self.end + 60:
+                self.tally.problems.append(f"request {request_id} is still {state} a minute after the end")
+                break
+        details = self._call("GET", f"/api/request/{request_id}/details/").json()
+        if state == "ready":
+            device = details["assigned_device"]
+            begun = time.monotonic()
+            self.tally.take(device, request_id)
+            if install:
+                found = self._call("GET", f"/api/device/{device}/details/").json()
+                device_details = found.get("device", found)
+                if body["b2gbase"] not in str(device_details.get("boot_config")):
+                    self.tally.problems.append(
+                        f"{device} does not hold what request {request_id} asked for: {device_details}"
+                    )
+            time.sleep(self.rng.random() * 0.6)
+            self.tally.give(device, begun)
+        elif not details.get("reason"):
+            self.tally.problems.append(f"request {request_id} ended in {state} without a reason")
+        with self.tally.lock:
+            self.tally.ends[state] += 1
+        answer = self._call("POST", f"/api/request/{request_id}/return/", {})
+        if answer.status_code != 204:
+            self.tally.problems.append(f"return answered {answer.status_code}: {answer.text[:200]}")
+
+
+def disturbed(report: dict[str, Any], held: list[tuple[str, float, float]], *, slack: float = 0.05) -> list[str]:
+    """Boards that lost power, booted or were written while a client held them, by the boards' own record."""
+    problems = []
+    upsetting = {"power_off", "power_on", "boot_loader", "pxe_boot", "download", "extract", "rebooting"}
+    for device, begun, ended in held:
+        for when, what, detail in report["boards"][device]["history"]:
+            if begun + slack < when < ended - slack and what in upsetting:
+                problems.append(f"{device}: {what} {detail} {when - begun:.2f} s after it was handed over")
+    return problems

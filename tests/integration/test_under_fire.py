@@ -1,0 +1,118 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The main promise under load: boards that fail at the real rates, impatient clients, a daemon that is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, func, select
+
+from mozpool.db import tables
+from tests.integration.mozpool_site import Client, Site, Tally, disturbed
+from tests.mariadb import MariaDB
+
+LONG = bool(os.environ.get("MOZPOOL_LONG_TESTS"))
+BOARDS = 200 if LONG else 100
+CLIENTS = 40
+SECONDS = 300.0 if LONG else 40.0
+KILLS = 25 if LONG else 5
+SPEED = 20.0
+
+pytestmark = [pytest.mark.mysql, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture
+def site(mariadb: MariaDB, tmp_path: Path) -> Iterator[Site]:
+    name = f"fire_{os.getpid()}_{tmp_path.name[-12:].replace('-', '_')}"
+    mariadb.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    site = Site(tmp_path, mariadb.url(name), boards=BOARDS, speed=SPEED, seed=7)
+    try:
+        with site:
+            yield site
+    finally:
+        mariadb.execute(f"DROP DATABASE {name}")
+
+
+def run_clients(site: Site, seconds: float, seed: int, kills: int = 0) -> Tally:
+    """Let the clients loose for so many seconds, and kill the daemon so many times at random moments."""
+    tally = Tally()
+    end = time.monotonic() + seconds
+    clients = [Client(number, site, tally, end, seed) for number in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    rng = random.Random(seed)
+    for _ in range(kills):
+        time.sleep(rng.uniform(0.3, 2 * seconds / kills - 0.6) if kills else 0)
+        site.kill_daemon()
+        site.start_daemon()
+        late = site.stuck(slack=12.0)
+        if late:
+            tally.problems.append(f"overdue right after a restart: {late[:5]}")
+    for client in clients:
+        client.join(max(1.0, end - time.monotonic()) + 120)
+    tally.problems += [f"{client.name} never ended" for client in clients if client.is_alive()]
+    return tally
+
+
+def check(site: Site, tally: Tally) -> None:
+    """What must hold after any such run."""
+    print(f"\n{sum(tally.ends.values())} requests: {dict(tally.ends)}")
+    assert not tally.problems, tally.problems[:10]
+    assert tally.ends["ready"] > CLIENTS / 2
+    assert not site.overlapping_claims()
+    give_up = time.monotonic() + 20
+    while site.stuck(slack=3.0) and time.monotonic() < give_up:
+        time.sleep(0.2)
+    assert not site.stuck(slack=3.0), "past their deadlines without anything happening"
+    with site.database.read() as conn:
+        assert conn.scalar(select(func.count()).select_from(tables.device_requests)) == 0
+        assert conn.scalar(select(func.count()).where(tables.devices.c.claim_id.is_not(None))) == 0
+        open_claims = select(func.count()).where(tables.claim_history.c.released_at.is_(None))
+        assert conn.scalar(open_claims) == 0
+        states = dict(
+            conn.execute(select(tables.requests.c.state, func.count()).group_by(tables.requests.c.state)).all()
+        )
+    assert all(state == "closed" or state.startswith("failed_") for state in states), states
+    assert site.stop_daemon() < 10
+    log = site.log.read_text(errors="replace")
+    assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:3000]
+    assert "stuck beyond" not in log
+    report = site.stop_boards()
+    assert not disturbed(report, tally.held)
+
+
+def test_no_device_is_ever_held_twice_and_every_request_ends(site: Site) -> None:
+    check(site, run_clients(site, SECONDS, seed=1))
+
+
+def test_a_daemon_that_is_killed_at_random_moments_loses_and_doubles_nothing(site: Site) -> None:
+    check(site, run_clients(site, SECONDS, seed=2, kills=KILLS))
+
+
+def test_the_checks_can_fail(site: Site) -> None:
+    """The checks of this file see a claim that overlaps another one and a row that nobody looks after."""
+    now = site.database.clock.now()
+    with site.database.begin() as conn:
+        for request_id in (1, 2):
+            conn.execute(
+                tables.claim_history.insert().values(
+                    device_id=1, request_id=request_id, claimed_at=now, released_at=None
+                )
+            )
+    assert site.overlapping_claims()
+    with site.database.begin() as conn:
+        conn.execute(delete(tables.claim_history))
+    tally = Tally()
+    tally.take("device1", 1)
+    tally.take("device1", 2)
+    assert tally.problems
+    report = {"boards": {"device1": {"history": [[5.0, "power_off", ""]]}}}
+    assert disturbed(report, [("device1", 4.0, 6.0)])
+    assert not disturbed(report, [("device1", 5.5, 6.0)])

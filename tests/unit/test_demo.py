@@ -1,0 +1,58 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The tour of ``scripts/demo``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from mozpool import resources
+from mozpool.cli.demo import main
+from tests.unit.client_support import closed_port
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        result = CliRunner().invoke(main, [str(port), "--once"])
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: can't listen on 127.0.0.1:{port}: Address already in use. Name another port: scripts/demo {port + 1}\n"
+    )
+
+
+@pytest.mark.slow
+def test_it_lends_a_device_and_stays_up_until_ctrl_c(tmp_path):
+    port = closed_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mozpool.cli.demo", str(port)],
+        cwd=resources.CHECKOUT,
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if "until you press Ctrl-C" in line:
+            break
+    socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said + rest
+    assert f"http://127.0.0.1:{port}/" in said
+    for shown in ("finding_device", "pending", "is ready, until", "HELD BY", "you@example.com", "closed"):
+        assert shown in said
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=10)
