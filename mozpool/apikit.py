@@ -341,6 +341,7 @@ REASONS = {
     403: "A page of a foreign origin called.",
     404: "What was named does not exist; nothing was changed.",
     409: "It is not in the state that this needs; nothing was changed.",
+    413: "The body is too large.",
     422: "Well-formed, but nothing that this pool can do.",
     502: "The hardware failed.",
     503: "The database is away, or too much is going on: the same call may work after `Retry-After` seconds.",
@@ -366,7 +367,8 @@ def endpoint(
     """
 
     def decorate(view: View) -> View:
-        responses: dict[str | int, Any] = {code: {"description": REASONS[code]} for code in sorted({*errors, 403, 503})}
+        codes = {*errors, 403, 503} | (set() if body is None else {413})
+        responses: dict[str | int, Any] = {code: {"description": REASONS[code]} for code in sorted(codes)}
         for code, response in responses.items():
             if int(code) >= 400:
                 response["content"] = {"application/json": {"schema": {"$ref": ERROR_REF}}}

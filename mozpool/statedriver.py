@@ -565,6 +565,8 @@ class _Job:
     """When, on the monotonic clock."""
     started: bool = False
     runs: int = 0
+    said: str | None = None
+    """The failure that was logged last."""
 
 
 class Effects(Generic[Row]):
@@ -708,12 +710,12 @@ class Effects(Generic[Row]):
 
     def _failure_event(self, job: _Job, error: HardwareError) -> Event | None:
         name = self._performer.failure(job.effect)
-        if name is not None or job.effect.every is None:
+        once = name is not None or job.effect.every is None
+        if once or not (job.effect.quiet or error.message == job.said):
+            job.said = error.message
             self._driver.logbook.add(
                 self._driver.store.kind, job.row_id, job.name, "bmm", error.message, level=logging.WARNING
             )
-        else:
-            log.debug("%s: %s", job.name, error.message)
         return None if name is None else Event(name, reason=error.message)
 
     def _failed(self, row_id: int, name: str, effect: Effect, attempt: int, error: HardwareError) -> None:

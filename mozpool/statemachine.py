@@ -58,12 +58,14 @@ class Effect:
     ``channel`` is the slot that it takes: of each row, one effect a channel is queued, and a newer one replaces it.
     ``every`` makes the effect repeat after so many seconds until it has brought an event or its attempt is over, but at
     most ``times`` times. A ``bound`` effect counts for its attempt only: it is dropped when the row has moved on.
+    Failures of a repeated effect are logged when the reason changes, not at all when it is ``quiet``.
     """
 
     channel: ClassVar[str] = "hardware"
     every: ClassVar[float | None] = None
     times: ClassVar[int | None] = None
     bound: ClassVar[bool] = True
+    quiet: ClassVar[bool] = False
 
 
 class UndeclaredTarget(AssertionError):

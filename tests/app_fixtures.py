@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from apiflask import APIFlask
+from flask import Response
+from flask import request as flask_request
 from flask.testing import FlaskClient
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import insert, select, update
 from werkzeug.test import TestResponse
 
+from mozpool.apikit import OPERATION, ErrorAnswer
 from mozpool.config import Settings
 from mozpool.daemon import Daemon
 from mozpool.db import devices, images, requests, tables
@@ -30,7 +34,8 @@ from scripts import testdata
 
 OWN = "server-1.example.com"
 OTHER = "server-2.example.com:8080"
-PXE_IMAGES = ("b2g", "android", "maintenance")
+NO_RELAY = 9
+"""The port of the devices' relay board: nobody listens there."""
 
 
 class Server:
@@ -40,6 +45,34 @@ class Server:
         self.daemon = daemon
         self.app = app
         self.client: FlaskClient = app.test_client()
+        self.undocumented: list[str] = []
+        app.after_request(self._compare)
+
+    def _compare(self, answer: Response) -> Response:
+        """Compare every answer with what the API's description promises of it."""
+        view = self.app.view_functions.get(flask_request.endpoint or "")
+        if flask_request.method == "OPTIONS" or not hasattr(view, OPERATION):
+            return answer
+        spec: dict[str, Any] = view.__dict__["_spec"]
+        place = f"{flask_request.method} {flask_request.path}: {answer.status_code}"
+        documented = {int(code) for code in spec["responses"]} | ({200} if "response" in spec else set())
+        if answer.status_code not in documented | {405}:
+            self.undocumented.append(place)
+        elif answer.status_code >= 400:
+            said = answer.get_json()
+            self._check(place, ErrorAnswer, {"error": said["error"]})
+        elif answer.status_code == 200 and "response" in spec:
+            self._check(place, spec["response"]["schema"], answer.get_json())
+        return answer
+
+    def _check(self, place: str, model: type[BaseModel], body: Any) -> None:
+        try:
+            understood = model.model_validate(body, strict=True).model_dump(exclude_unset=True, by_alias=True)
+        except ValidationError as error:
+            self.undocumented.append(f"{place}: {error}")
+            return
+        if understood != body:
+            self.undocumented.append(f"{place}: {body} has more than {model.__name__}")
 
     def get(self, path: str, **options: Any) -> TestResponse:
         return self.client.get(path, **options)
@@ -134,7 +167,9 @@ def server(database_url: str, directory: Path, *, count: int = 3, **changes: Any
     daemon = Daemon(settings, rng=random.Random(1))
     try:
         daemon.database.run(lambda conn: testdata.fill(conn, settings, count, 2999, "ready"))
-        yield Server(daemon, create_app(daemon.services))
+        made = Server(daemon, create_app(daemon.services))
+        yield made
+        assert made.undocumented == []
     finally:
         daemon.stop()
 

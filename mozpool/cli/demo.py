@@ -149,9 +149,8 @@ def _check_port(port: int) -> None:
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
-        raise DemoFailed(
-            f"can't listen on 127.0.0.1:{port}: {error.strerror}. Name another port: scripts/demo {port + 1}"
-        ) from error
+        reason = os.strerror(error.errno or 0)
+        raise DemoFailed(f"can't listen on 127.0.0.1:{port}: {reason}. Name another port: scripts/demo PORT") from error
 
 
 def _free_port() -> int:

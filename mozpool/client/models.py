@@ -194,7 +194,6 @@ class Status:
     state: str
     log: tuple[LogLine, ...]
     device: str | None
-    device_state: str | None
     reason: str | None
     waiting: Waiting | None
     raw: Json = field(repr=False, compare=False)
@@ -206,7 +205,6 @@ class Status:
             state=str(raw["state"]),
             log=LogLine.parse_list(raw),
             device=_text(raw.get("assigned_device")),
-            device_state=_text(raw.get("device_state")),
             reason=_text(raw.get("reason")),
             waiting=_waiting(raw),
             raw=raw,

@@ -29,8 +29,9 @@ class AgentReboot(Effect):
 
 @dataclass(frozen=True)
 class AwaitReboot(Effect):
-    """Ask the agent until it answers from a new boot: ``rebooted``."""
+    """Ask the agent until it answers from a new boot: ``rebooted``. That it does not answer meanwhile is no news."""
 
+    quiet: ClassVar[bool] = True
     every: ClassVar[float | None] = PROBE_INTERVAL
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from apiflask import APIFlask
@@ -29,9 +30,14 @@ class Origins:
         self._read: float | None = None
 
     def is_own(self, origin: str, host: str) -> bool:
-        """Whether the page came from this server, as it was called or by its own name."""
-        name = _name(origin)
-        return name is not None and name in (host.lower(), _bare(self._site.settings.server.fqdn), _bare(host))
+        """Whether the page came from this server: by its own name, or by the address that this call went to.
+
+        A foreign name does not become ours by resolving to our address (DNS rebinding).
+        """
+        name, own = _name(origin), _bare(self._site.settings.server.fqdn)
+        if name is None:
+            return False
+        return name == own or (name == _bare(host) and (_host(name) == _host(own) or _is_address(_host(name))))
 
     def is_allowed(self, origin: str) -> bool:
         """Whether pages of this origin may call. Raises DatabaseAway."""
@@ -55,6 +61,19 @@ class Origins:
 def _bare(name: str) -> str:
     """HOST or HOST:PORT, without the port that goes without saying."""
     return name.lower().removesuffix(":80").removesuffix(":443")
+
+
+def _host(name: str) -> str:
+    """HOST of HOST:PORT."""
+    return name.rsplit(":", 1)[0] if name.rpartition(":")[2].isdigit() else name
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host.strip("[]"))
+    except ValueError:
+        return host == "localhost"
+    return True
 
 
 def _name(origin: str) -> str | None:

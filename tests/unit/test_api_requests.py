@@ -222,7 +222,11 @@ def test_details_are_flat_and_nested(imaging_server: Server) -> None:
 
 
 def test_lists_leave_out_what_is_closed(imaging_server: Server) -> None:
-    closed, failed, still_open = imaging_server.made(), imaging_server.made(labels={"a": "b"}, wait=0), imaging_server.made()
+    closed, failed, still_open = (
+        imaging_server.made(),
+        imaging_server.made(labels={"a": "b"}, wait=0),
+        imaging_server.made(),
+    )
     imaging_server.post(f"/api/request/{closed}/return/")
     assert _listed(imaging_server, "") == [failed, still_open]
     assert _listed(imaging_server, "?include_closed=1") == [closed, failed, still_open]
@@ -351,7 +355,10 @@ def test_another_servers_requests_can_be_read(imaging_server: Server) -> None:
         assert imaging_server.get(f"/api/request/{number}/{path}/").status_code == 200
     found = imaging_server.get(f"/api/request/{number}/details/").get_json()
     assert found["url"] == f"http://{OTHER}/api/request/{number}/"
-    assert imaging_server.post("/api/device/device1/return/").headers["Location"] == f"http://{OTHER}/api/device/device1/return/"
+    assert (
+        imaging_server.post("/api/device/device1/return/").headers["Location"]
+        == f"http://{OTHER}/api/device/device1/return/"
+    )
 
 
 def _move_request(server: Server, number: int) -> None:

@@ -197,15 +197,16 @@ class Hands:
 
 
 class Gate:
-    """What an effect waits at."""
+    """What an effect waits at until it is let through, and succeeds then."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
         self.open = threading.Event()
 
-    def __call__(self) -> None:
+    def __call__(self, *_: Any) -> Event:
         self.begun.set()
         assert self.open.wait(LONG)
+        return Event("work_ok")
 
 
 class Rig(Rows):
@@ -274,7 +275,8 @@ class Rig(Rows):
 
     @staticmethod
     def busy(lanes: Lanes) -> bool:
-        return bool(lanes.running()) or lanes.backlog() > 0
+        with lanes._lock:
+            return bool(lanes._turns or lanes._running)
 
     def advance(self, seconds: float) -> None:
         """Let simulated time pass, and make the timers' calls that are due then."""
@@ -432,7 +434,7 @@ def test_a_transition_that_fails_leaves_nothing_behind(rig: Rig):
 
 def test_a_change_of_state_is_logged_and_a_re_entry_is_not(on_sqlite: Rig):
     rig, gate = on_sqlite, Gate()
-    rig.hands.act = lambda row, effect: gate()
+    rig.hands.act = gate
     device_id = rig.device()
     rig.handle(device_id, "work")
     rig.handle(device_id, "work_failed")
@@ -537,7 +539,8 @@ def test_it_recognises_a_commit_whose_answer_was_lost(on_mysql: Rig, mariadb: Ma
 def test_the_others_hear_of_a_transition_when_one_who_is_told_fails(
     on_sqlite: Rig, caplog: pytest.LogCaptureFixture
 ):
-    rig, heard = on_sqlite, []
+    rig = on_sqlite
+    heard: list[Outcome[Device]] = []
 
     def broken(outcome: Outcome[Device]) -> None:
         raise ZeroDivisionError
@@ -552,10 +555,12 @@ def test_the_others_hear_of_a_transition_when_one_who_is_told_fails(
 
 
 def test_a_forced_change_leads_anywhere_and_starts_anew(rig: Rig):
-    device_id = rig.device("done", state_counters='{"working": 2}')
+    gate, device_id = Gate(), rig.device("done", state_counters='{"working": 2}')
+    rig.hands.act = gate
     outcome = rig.driver.force(device_id, "working", columns={"comments": "again"})
     row = rig.get_device(device_id)
     assert (outcome.status, row.state, row.state_counters, row.comments) == ("moved", "working", {}, "again")
+    gate.open.set()
     rig.settle()
     assert rig.hands.did == [("panda-0001", "Work")]
     assert rig.changes(device_id)[0].event == "forced"
@@ -656,7 +661,7 @@ def test_an_effect_without_a_lane_fails_a_second_later(on_sqlite: Rig, relay_inf
 
 def test_a_comment_does_not_make_a_running_effect_stale(rig: Rig):
     gate, device_id = Gate(), rig.device()
-    rig.hands.act = lambda row, effect: gate() or Event("work_ok")
+    rig.hands.act = gate
     rig.handle(device_id, "work")
     assert gate.begun.wait(LONG)
     comment(rig, device_id)
@@ -668,7 +673,7 @@ def test_a_comment_does_not_make_a_running_effect_stale(rig: Rig):
 
 def test_the_result_of_an_attempt_that_is_over_is_dropped(rig: Rig):
     gate, device_id = Gate(), rig.device()
-    rig.hands.act = lambda row, effect: gate() or Event("work_ok")
+    rig.hands.act = gate
     rig.handle(device_id, "work")
     assert gate.begun.wait(LONG)
     rig.driver.force(device_id, "idle")
@@ -691,7 +696,7 @@ def test_an_event_for_an_attempt_that_is_over_is_stale(rig: Rig):
 def hold_the_lane(rig: Rig) -> tuple[Gate, int]:
     """Another device at the same relay board takes its time."""
     gate, slow = Gate(), rig.device(name="slow")
-    rig.hands.act = lambda row, effect: gate() or Event("work_ok") if row.name == "slow" else Event("work_ok")
+    rig.hands.act = lambda row, effect: gate() if row.name == "slow" else Event("work_ok")
     rig.handle(slow, "work")
     assert gate.begun.wait(LONG)
     return gate, slow
@@ -718,6 +723,7 @@ def test_a_queued_effect_is_looked_at_again_before_it_runs(rig: Rig):
     rig.driver.force(moved_on, "idle")
     other = rig.server("server-2.example.com")
     rig.database.run(lambda conn: devices.set_attributes(conn, given_away, imaging_server_id=other))
+    rig.advance(20)
     gate.open.set()
     rig.settle()
     assert rig.hands.did == [("slow", "Work"), ("panda-0004", "Work")]
@@ -832,7 +838,7 @@ def test_the_time_limit_counts_from_the_start_of_the_effect(rig: Rig):
     gate, _ = hold_the_lane(rig)
     device_id, second = rig.device(), Gate()
     first = rig.hands.act
-    rig.hands.act = lambda row, effect: first(row, effect) if row.name == "slow" else second() or Event("work_ok")
+    rig.hands.act = lambda row, effect: first(row, effect) if row.name == "slow" else second()
     rig.handle(device_id, "work")
     assert isinstance(rig.clock, SimClock)
     rig.clock.advance(50)
@@ -853,7 +859,7 @@ def test_the_time_limit_counts_from_the_start_of_the_effect(rig: Rig):
 
 def test_an_effect_that_starts_at_once_moves_no_deadline(rig: Rig):
     gate, device_id = Gate(), rig.device()
-    rig.hands.act = lambda row, effect: gate() or Event("work_ok")
+    rig.hands.act = gate
     rig.handle(device_id, "work")
     assert gate.begun.wait(LONG)
     assert rig.get_device(device_id).version == 1
@@ -1006,7 +1012,7 @@ def test_an_effect_that_was_lost_in_a_crash_costs_one_time_limit(rig: Rig):
 def test_a_result_waits_until_the_database_is_back(database: Database, monkeypatch: pytest.MonkeyPatch):
     with rig_of(database, Clock()) as rig:
         gate, device_id, tried = Gate(), rig.device(), threading.Event()
-        rig.hands.act = lambda row, effect: gate() or Event("work_ok")
+        rig.hands.act = gate
         rig.handle(device_id, "work")
         assert gate.begun.wait(LONG)
         real = rig.driver.handle
@@ -1032,6 +1038,7 @@ def test_an_effect_waits_until_its_row_can_be_read(on_sqlite: Rig, monkeypatch: 
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(rig.driver.store, "load", away)
         meanwhile.setattr(rig.driver, "deliver", lambda *_: None)
+        rig.advance(20)
         gate.open.set()
         rig.settle()
     assert rig.hands.did == [("slow", "Work")]
@@ -1073,6 +1080,7 @@ def test_an_effect_that_can_not_be_looked_at_does_not_keep_its_row_waiting_for_e
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(rig.driver.store, "load", broken)
         meanwhile.setattr(rig.driver, "deliver", lambda *_: None)
+        rig.advance(20)
         gate.open.set()
         rig.settle()
     assert not rig.effects.waits(device_id, 1)
@@ -1138,9 +1146,8 @@ def test_a_board_that_fails_three_times_is_held_and_probed_until_it_answers(on_s
     rig.settle()
     # Three failures of one device: its tries are used up, and the breaker is open.
     assert rig.hands.did == [("panda-0001", "Work")] * 3
-    assert rig.told == [("board-1", "suspect", "relay board board-1: no answer within 10 s")] + [
-        ("board-1", "failed", "relay board board-1: no answer within 10 s")
-    ]
+    reason = "relay board board-1: no answer within 10 s"
+    assert rig.told == [("board-1", "suspect", reason), ("board-1", "failed", reason)]
     assert rig.effects.lane_states() == {"board-1": "failed"}
     waiting = [rig.device() for _ in range(3)]
     other = rig.device(relay_info="board-2")
@@ -1174,7 +1181,7 @@ def test_the_failures_of_all_devices_of_a_board_count(on_sqlite: Rig):
     rig = on_sqlite
     Board(rig)
     gate = Gate()
-    rig.workers.submit("board-1", gate)
+    rig.workers.submit("board-1", lambda: rig.told.append(("gate", gate().name, None)))
     everybody = [rig.device() for _ in range(6)]
     for device_id in everybody:
         rig.handle(device_id, "work")
