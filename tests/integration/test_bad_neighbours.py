@@ -142,6 +142,6 @@ def test_an_agent_that_sends_half_a_prompt_delays_only_its_own_device(
     bad, good = lab.request("device1"), lab.request("device2")
     assert eventually(lambda: lab.state(good) == "ready", 15)
     assert lab.state(bad) != "ready"
-    assert eventually(lambda: "verification of device1 failed" in caplog.text)
+    assert eventually(lambda: "agent verification of device1 failed" in caplog.text, 60)
     lab.rack.boards["device1"].agent.fault = None
     assert eventually(lambda: lab.state(bad) == "ready", 60)
