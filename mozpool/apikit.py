@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from apiflask import APIBlueprint
 from flask import Response, current_app, g, request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from sqlalchemy import Connection
 from werkzeug.exceptions import RequestEntityTooLarge
 
@@ -35,6 +35,12 @@ from mozpool.errors import BadInput, NotFound
 
 MAX_BODY = 1024 * 1024
 """Bytes that a call's body may have."""
+
+MAX_TEXT = 60_000
+"""Bytes of a boot config, or of an event: somewhat less than a TEXT column holds."""
+
+MAX_LABELS = 16_000
+"""Characters of a set of labels as JSON."""
 
 MAX_SECONDS = 10 * 365 * 86400
 """The longest duration that can be asked for."""
@@ -159,6 +165,12 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _storable(labels: dict[str, str]) -> dict[str, str]:
+    if len(json.dumps(labels)) > MAX_LABELS:
+        raise ValueError(f"they take more than {MAX_LABELS} characters")
+    return labels
+
+
 def _flag(value: Any) -> bool:
     return True
 
@@ -177,6 +189,7 @@ Labels = Annotated[
         Annotated[str, StringConstraints(max_length=190)],
     ],
     Field(max_length=64),
+    AfterValidator(_storable),
 ]
 
 
@@ -205,10 +218,13 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def json_body() -> dict[str, Any]:
-    """The current call's body: a JSON object, without the keys that are null. Raises BadInput."""
+def json_body(most: int = MAX_BODY) -> dict[str, Any]:
+    """The current call's body of at most so many bytes: a JSON object, without the keys that are null.
+
+    Raises BadInput.
+    """
     raw = request.get_data(cache=True)
-    if len(raw) > MAX_BODY:
+    if len(raw) > most:
         raise RequestEntityTooLarge
     if not raw.strip():
         return {}
@@ -252,6 +268,17 @@ def query(model: type[Model]) -> Model:
         many = known is not None and "list" in str(known.annotation)
         values[key] = items if many else items[-1]
     return parse(model, values)
+
+
+def boot_config(keys: Iterable[str], body: Mapping[str, Any], image: str) -> str:
+    """The keys that an image wants, as JSON. Raises BadInput when one is missing, or all are too long."""
+    for key in keys:
+        if key not in body:
+            raise BadInput(f"{key}: is missing, image {image} needs it", field=key)
+    text = json.dumps({key: body[key] for key in keys})
+    if len(text) > MAX_TEXT:
+        raise BadInput(f"the boot config is longer than {MAX_TEXT} characters")
+    return text
 
 
 # --- Writing ---

@@ -20,7 +20,7 @@ from mozpool.bmm.registry import Registry
 from mozpool.bmm.service import BMM, POWER_LIMIT, STORAGE_LIMIT
 from mozpool.clock import Clock
 from mozpool.config import Settings, check_state_names
-from mozpool.db import images, relay_boards
+from mozpool.db import images, relay_boards, upkeep
 from mozpool.db.engine import Database
 from mozpool.errors import DatabaseAway
 from mozpool.lanes import Lanes, Timers
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mozpool.daemon")
 
-QUICK_WORKERS = 8
+QUICK_WORKERS = 4
 """Threads for transitions, which wait for the database only."""
 
 SCAN_HORIZON = 3.0
@@ -53,6 +53,9 @@ SCAN_HORIZON = 3.0
 
 START_JITTER = 5.0
 """Seconds over which what is overdue at the start is spread."""
+
+UPKEEP_INTERVAL = 3600.0
+"""Seconds between two rounds of clearing away what is too old."""
 
 STOP_LIMIT = 8.0
 """Seconds that running work gets to end when the daemon stops."""
@@ -211,6 +214,9 @@ class Daemon:
         # A metronome only: what is due is in the database.
         self.scheduler.add_job(lambda: self.scan(0.0), "interval", seconds=interval, id="scan")
         self.scheduler.add_job(self.matcher.wake, "interval", seconds=interval, id="match")
+        self.scheduler.add_job(
+            self.tidy_up, "interval", seconds=UPKEEP_INTERVAL, id="upkeep", next_run_time=self.clock.now()
+        )
         self.scheduler.start()
         self.watchdog.start()
         self.quick.submit(None, lambda: self.scan(START_JITTER), "first scan")
@@ -224,6 +230,13 @@ class Daemon:
             self.requests.scan(horizon, jitter=jitter)
         except DatabaseAway as error:
             log.warning("deadlines are not looked up: %s", error)
+
+    def tidy_up(self) -> None:
+        """Let what is too old go: log lines, histories, requests that ended long ago."""
+        try:
+            upkeep.run(self.database, self.clock)
+        except DatabaseAway as error:
+            log.warning("old rows are not cleared away: %s", error)
 
     def _start_fakes(self) -> None:
         from mozpool.fakes.pool import boards_of

@@ -80,7 +80,7 @@ class Server:
     def post(self, path: str, body: Mapping[str, Any] | None = None, **options: Any) -> TestResponse:
         return self.client.post(path, json=None if body is None else dict(body), **options)
 
-    def ask(self, device: str = "any", *, query: str = "", headers: Any = None, **keys: Any) -> TestResponse:
+    def ask(self, device: str = "any", *, query: str = "", headers: Any = None, **keys: object) -> TestResponse:
         """Ask for a device as a client does, with ``keys`` in place of the usual ones."""
         body = {"assignee": "me@example.com", "duration": 3600, "image": "b2g", "b2gbase": "http://builds/1/"}
         return self.post(f"/api/device/{device}/request/{query}", {**body, **keys}, headers=headers)
@@ -166,7 +166,7 @@ def server(database_url: str, directory: Path, *, count: int = 3, **changes: Any
         settings = replace(settings, **{section: replace(getattr(settings, section), **values)})
     daemon = Daemon(settings, rng=random.Random(1))
     try:
-        daemon.database.run(lambda conn: testdata.fill(conn, settings, count, 2999, "ready"))
+        daemon.database.run(lambda conn: testdata.fill(conn, settings, count, NO_RELAY, "ready"))
         made = Server(daemon, create_app(daemon.services))
         yield made
         assert made.undocumented == []

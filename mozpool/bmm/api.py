@@ -94,8 +94,8 @@ def power_cycle(name: str) -> Response:
                 raise NotFound(f"pxe_config: there is no PXE config {body.pxe_config!r}", field="pxe_config")
         values["last_pxe_config"] = body.pxe_config
     if body.boot_config is not None:
-        if len(body.boot_config.encode()) > schemas.TEXT_BYTES:
-            raise BadInput(f"boot_config: is longer than {schemas.TEXT_BYTES} bytes", field="boot_config")
+        if len(body.boot_config.encode()) > apikit.MAX_TEXT:
+            raise BadInput(f"boot_config: is longer than {apikit.MAX_TEXT} bytes", field="boot_config")
         values["next_boot_config"] = body.boot_config
     site().database.run(lambda conn: devices.set_attributes(conn, device.id, **values))
     bmm, again = hardware().bmm, _reader(device)

@@ -9,17 +9,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from mozpool.apikit import Flag, Input, Labels, Name
-
-TEXT_BYTES = 60_000
-"""Somewhat less than what a TEXT column holds."""
+from mozpool.apikit import MAX_TEXT, Flag, Input, Labels, Name
 
 
 class PowerCycleBody(Input):
     """What to boot: without `pxe_config`, the device's own storage."""
 
     pxe_config: Name | None = Field(None, description="Every boot uses this PXE config until `clear-pxe`.")
-    boot_config: Annotated[str, StringConstraints(max_length=TEXT_BYTES)] | None = Field(
+    boot_config: Annotated[str, StringConstraints(max_length=MAX_TEXT)] | None = Field(
         None, description="Replaces the next boot config; the next image stays as it is."
     )
 

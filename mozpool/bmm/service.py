@@ -25,6 +25,8 @@ PING_LIMIT = 2.0
 VERIFY_LIMIT = 45.0
 STORAGE_LIMIT = 195.0
 AGENT_LIMIT = 15.0
+REBOOT_LIMIT = 8.0
+"""Shorter than the state that waits for it: what fails late must not pass for a reboot."""
 BOOT_LIMIT = 10.0
 
 
@@ -133,7 +135,7 @@ class BMM:
 
     def agent_reboot(self, device: Device) -> None:
         """Ask the agent to reboot the device."""
-        self.registry.agent(_backend(device, "agent")).reboot(target(device), self._deadline(AGENT_LIMIT))
+        self.registry.agent(_backend(device, "agent")).reboot(target(device), self._deadline(REBOOT_LIMIT))
 
     def agent_uptime(self, device: Device) -> float | None:
         """Seconds since the device booted, as its agent says; None when it can't tell."""

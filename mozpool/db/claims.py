@@ -4,7 +4,7 @@
 """Claims: which request has which device. The database decides.
 
 Device and request are each unique in ``device_requests``; ``claim_history`` keeps what was. All writers lock in one
-order (request, device, ``device_requests``, ``claim_history``), so that they don't deadlock among themselves.
+order (request, device, ``claim_history``, ``device_requests``), so that they don't deadlock among themselves.
 """
 
 from __future__ import annotations

@@ -359,6 +359,13 @@ class Database:
             **(pooled if poolclass is None else {"poolclass": poolclass}),
         )
 
+        if isolation_level == "AUTOCOMMIT":
+
+            @event.listens_for(engine, "connect")
+            def read_only(connection: Any, _record: Any) -> None:
+                with connection.cursor() as cursor:
+                    cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ ONLY")
+
         @event.listens_for(engine, "connect")
         @event.listens_for(engine, "checkin")
         def note_use(_connection: Any, record: Any) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping
 from datetime import timedelta
@@ -21,7 +20,7 @@ from mozpool.clock import Clock
 from mozpool.db import devices, images, logs, requests
 from mozpool.db.devices import Device
 from mozpool.db.tables import device_logs
-from mozpool.errors import BadInput, Conflict, DatabaseAway, NotFound, Unprocessable
+from mozpool.errors import BadInput, Conflict, MozpoolError, NotFound, Unprocessable
 from mozpool.lifeguard import schemas
 from mozpool.lifeguard.devicemachine import category
 from mozpool.lifeguard.service import LifeGuard
@@ -67,7 +66,7 @@ def device_event(name: str, event: str) -> Response:
 
     Boards call this by a plain GET. Imaging servers send the "please" of a request with its `claim_id`.
     """
-    args = apikit.json_body()
+    args = apikit.json_body(apikit.MAX_TEXT)
     with site().database.read() as conn:
         key = apikit.device_key(conn, name)
     apikit.only_here(key.imaging_server_id, key.imaging_server)
@@ -270,12 +269,9 @@ def device_flash(name: str) -> Response:
         if image is None:
             raise NotFound(f"image: there is no image {body.image!r}", field="image")
         config = images.pxe_config_for(conn, row.hardware_type_id, image.id)
-    missing = [key for key in image.boot_config_keys if key not in raw]
-    if missing:
-        raise BadInput(f"{missing[0]}: is missing, image {image.name} needs it", field=missing[0])
+    boot_config = apikit.boot_config(image.boot_config_keys, raw, image.name)
     if config is None:
         raise Unprocessable(f"image: {image.name} can't be put on the hardware of device {row.name}", field="image")
-    boot_config = json.dumps({key: raw[key] for key in image.boot_config_keys})
     return _please(row, body, "please_image", {"image": image.name, "boot_config": boot_config})
 
 
@@ -320,7 +316,8 @@ def agent_exec(name: str) -> Response:
     return answer({"output": result.output, "return_code": result.return_code})
 
 
-class TooBusy(DatabaseAway):
-    """Too many calls wait already."""
+class TooBusy(MozpoolError):
+    """Too many calls wait already; the same call may work later (503, with Retry-After)."""
 
+    status = 503
     code = "too_busy"

@@ -16,6 +16,8 @@ from mozpool.statedriver import Driver, Outcome
 
 ONLINE, OFFLINE = "online", "offline"
 
+PREPARATIONS = ("please_power_cycle", "please_image")
+
 
 class AlreadyAsked(Exception):
     """The same "please" of the same claim was dealt with before."""
@@ -59,6 +61,9 @@ class LifeGuard:
                 raise Conflict(f"device {row.name} is not held by claim {claim_id} any more", field="claim_id")
             if once and row.operation_claim_id == claim_id:
                 raise AlreadyAsked
+            if event in PREPARATIONS and row.state != "ready":
+                # What is prepared for a holder goes back to ready if it turns out not to be wanted.
+                raise Conflict(f"it is in state {row.state}", field="state")
 
         try:
             outcome = self.driver.handle(device_id, event, {**(args or {}), "claim_id": claim_id}, guard=guard)

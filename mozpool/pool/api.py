@@ -419,7 +419,7 @@ def request_return(number: str) -> Response:
 )
 def request_event(number: str, event: str) -> Response:
     """Hand an event to a request's state machine; one that its state does not expect is ignored."""
-    args = apikit.json_body()
+    args = apikit.json_body(apikit.MAX_TEXT)
     request_id = own_request(number)
     if event not in OWN_EVENTS:
         mozpool().event(request_id, event, args)

@@ -30,6 +30,9 @@ from mozpool.statedriver import Driver, Outcome
 DEFAULT_WAIT_NAMED = 0
 """Seconds that a request for a named device queues unless it says otherwise: not at all."""
 
+MAX_BOOT_CONFIG = 60_000
+"""Characters of a boot config: somewhat less than a TEXT column holds."""
+
 RECHECK = 1.0
 """Seconds between two looks of a long poll at the database: another server may have changed the request."""
 
@@ -165,7 +168,9 @@ class MozPool:
         for key in image.boot_config_keys:
             if new.boot_config.get(key) is None:
                 raise BadInput(f"{key}: is missing, image {image.name} needs it", field=key)
-        boot_config = {key: new.boot_config[key] for key in image.boot_config_keys}
+        boot_config = json.dumps({key: new.boot_config[key] for key in image.boot_config_keys})
+        if len(boot_config) > MAX_BOOT_CONFIG:
+            raise BadInput(f"the boot config is longer than {MAX_BOOT_CONFIG} characters")
         now = self._clock.now()
         wait = new.wait
         if wait is None:
@@ -179,7 +184,7 @@ class MozPool:
             "created": now,
             "expires": now + timedelta(seconds=new.duration),
             "image_id": image.id,
-            "boot_config": json.dumps(boot_config),
+            "boot_config": boot_config,
             "state": requests.QUEUED,
             "state_counters": "{}",
             "state_timeout": now + timedelta(seconds=first_look),

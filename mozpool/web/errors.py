@@ -34,7 +34,7 @@ def register(app: APIFlask) -> None:
 
     @app.errorhandler(MozpoolError)
     def domain_error(error: MozpoolError) -> Response:
-        if error.status >= 500 and not isinstance(error, DatabaseAway):
+        if error.status >= 500 and error.status != DatabaseAway.status:
             log.warning("%s %s: %s", request.method, request.path, error.message)
         return error_answer(error.status, error.code, error.message, error.field)
 

@@ -326,8 +326,13 @@ def test_it_tries_the_next_candidate_when_one_is_lost(pool: Pool, monkeypatch: p
             lambda conn: devices.set_attributes(conn, args["device_id"], comments="touched", state="troubleshooting")
         ),
     )
-    looks, look = [], pool.matcher._candidates
-    monkeypatch.setattr(pool.matcher, "_candidates", lambda *args: looks.append(1) or look(*args))
+    looks, real = [], pool.matcher._candidates
+
+    def look(*args: Any) -> Any:
+        looks.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(pool.matcher, "_candidates", look)
     pool.match()
     assert len(looks) == 1
     assert len(tried) == 2

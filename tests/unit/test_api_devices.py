@@ -35,6 +35,12 @@ def test_events_that_are_not_expected_are_ignored_and_logged(imaging_server: Ser
     assert "ignored event nonsense in state locked_out" in imaging_server.log()
 
 
+def test_an_event_that_is_too_long_for_the_database_is_refused(imaging_server: Server) -> None:
+    body = {"image": "android", "boot_config": "x" * 70_000}
+    assert imaging_server.post("/api/device/device1/event/please_image/", body).status_code == 413
+    assert imaging_server.device().state == "ready"
+
+
 def test_a_please_of_the_holder_is_answered(imaging_server: Server) -> None:
     imaging_server.made("device1")
     claim_id = imaging_server.device().claim_id
@@ -161,7 +167,11 @@ def test_a_device_is_flashed(imaging_server: Server) -> None:
 def test_what_can_not_be_flashed_is_refused(imaging_server: Server) -> None:
     imaging_server.change(hardware_type_id=None)
     cases: tuple[tuple[dict[str, object], int], ...] = (
-        ({}, 400), ({"image": "b2g"}, 400), ({"image": "windows"}, 404), ({"image": "android"}, 422))
+        ({}, 400),
+        ({"image": "b2g"}, 400),
+        ({"image": "windows"}, 404),
+        ({"image": "android"}, 422),
+    )
     for body, status in cases:
         assert imaging_server.post("/api/device/device1/flash/", body).status_code == status, body
     assert imaging_server.device().state == "ready"
@@ -216,10 +226,11 @@ def test_pxe_configs_are_listed_and_shown(imaging_server: Server) -> None:
 
 
 def test_a_power_cycle_keeps_its_config_until_it_is_cleared(imaging_server: Server) -> None:
-    body = {"pxe_config": "b2g", "boot_config": '{"b2gbase": "x"}'}
+    long = json.dumps({"b2gbase": "x" * 50_000})
+    body = {"pxe_config": "b2g", "boot_config": long}
     assert imaging_server.post("/api/device/device1/power-cycle/", body).get_json() == {}
     device = imaging_server.device()
-    assert (device.pxe_config, device.next_boot_config, device.next_image) == ("b2g", '{"b2gbase": "x"}', None)
+    assert (device.pxe_config, device.next_boot_config, device.next_image) == ("b2g", long, None)
     tftp_root = imaging_server.daemon.settings.paths.tftp_root
     assert tftp_root is not None
     path = tftp_root / "pxelinux.cfg" / file_name(device.mac_address)
@@ -234,7 +245,12 @@ def test_a_power_cycle_keeps_its_config_until_it_is_cleared(imaging_server: Serv
 
 def test_what_can_not_be_power_cycled_is_refused(imaging_server: Server) -> None:
     before = imaging_server.device()
-    for body, status in (({"pxe_config": "nix"}, 404), ({"pxe_config": ""}, 400), ({"boot_config": {}}, 400)):
+    for body, status in (
+        ({"pxe_config": "nix"}, 404),
+        ({"pxe_config": ""}, 400),
+        ({"boot_config": {}}, 400),
+        ({"boot_config": "\u20ac" * 30_000}, 400),
+    ):
         assert imaging_server.post("/api/device/device1/power-cycle/", body).status_code == status, body
     assert imaging_server.device() == before
     imaging_server.change(relay_info=None)
@@ -332,7 +348,8 @@ def test_it_runs_a_command_for_the_holder(rack: Server) -> None:
     found = rack.post("/api/device/device2/agent/exec/", body).get_json()
     assert set(found) == {"output", "return_code"}
     assert rack.post("/api/device/device2/agent/exec/", {**body, "request_id": number + 1}).status_code == 409
-    for wrong in ({"command": []}, {"command": "ls"}, {"command": ["ls"], "timeout": 0}, {}):
+    bad: tuple[dict[str, object], ...] = ({"command": []}, {"command": "ls"}, {"command": ["ls"], "timeout": 0}, {})
+    for wrong in bad:
         assert rack.post("/api/device/device2/agent/exec/", wrong).status_code == 400
 
 

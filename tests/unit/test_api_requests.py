@@ -6,6 +6,7 @@
 import json
 import re
 import threading
+from typing import Any
 
 import pytest
 from sqlalchemy import update
@@ -110,7 +111,7 @@ def test_it_reads_what_old_clients_send(imaging_server: Server) -> None:
     assert answer.get_json()["request"]["boot_config"] == "{}"
 
 
-BAD: list[tuple[dict[str, object], str | None, int]] = [
+BAD: list[tuple[dict[str, Any], str | None, int]] = [
     ({"assignee": None}, "assignee", 400),
     ({"assignee": " "}, "assignee", 400),
     ({"duration": None}, "duration", 400),
@@ -130,6 +131,8 @@ BAD: list[tuple[dict[str, object], str | None, int]] = [
     ({"environment": "x" * 33}, "environment", 400),
     ({"assignee": "\ud800"}, None, 400),
     ({"image": "windows"}, "image", 404),
+    ({"b2gbase": "x" * 60_000}, None, 400),
+    ({"labels": {str(number): "\u20ac" * 190 for number in range(64)}}, "labels", 400),
 ]
 
 

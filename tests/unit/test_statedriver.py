@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import text
 
 from mozpool.clock import Clock, SimClock
-from mozpool.db import devices, history, logs
+from mozpool.db import devices, history, logs, requests
 from mozpool.db.devices import Device
 from mozpool.db.engine import Database
 from mozpool.db.history import StateChange
@@ -31,7 +31,7 @@ from mozpool.statedriver import Driver, Effects, Event, Outcome
 from mozpool.statemachine import STAY, TIMEOUT, Context, Effect, Machine, State, Tuning, entry, on, when
 from tests.conftest import open_database
 from tests.mariadb import MariaDB
-from tests.unit.pool_support import NOW, Rows
+from tests.unit.pool_support import NOW, Rows, pool_of
 
 LONG = 10.0
 """Seconds that no test takes unless it fails."""
@@ -884,6 +884,26 @@ def test_a_time_limit_that_was_moved_while_it_was_looked_at_does_not_count(on_my
     rig.advance(60)
     rig.settle()
     assert rig.state(device_id) == "done"
+
+
+@mysql
+def test_a_request_that_is_renewed_at_its_last_moment_does_not_expire(mysql_url: str):
+    """Its client was told that it may keep the device."""
+    database, later = open_database(mysql_url), NOW + timedelta(hours=1)
+    with pool_of(database, SimClock(NOW)) as pool:
+        device_id, request_id = pool.device(), pool.request(expires=NOW)
+        pool.match()
+
+        def renew(point: str) -> None:
+            if point == "decided":
+                pool.checkpoints.clear()
+                in_another_thread(lambda: database.run(lambda conn: requests.set_expires(conn, request_id, later)))
+
+        pool.checkpoints.append(renew)
+        assert pool.driver.look_at(request_id) is None
+        assert pool.holder(device_id) == request_id
+        assert pool.get_request(request_id).expires == later
+    database.dispose()
 
 
 def test_a_deadline_that_others_brought_forward_is_kept(on_sqlite: Rig):
