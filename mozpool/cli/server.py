@@ -101,6 +101,7 @@ def serve(settings: Settings) -> None:
         pass
     finally:
         ending.set()
+        daemon.mozpool.changes.stop()
         server.close()
         daemon.stop()
 

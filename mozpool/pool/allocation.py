@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.db import devices, images, requests
@@ -63,7 +63,9 @@ def conditions(criteria: Criteria, *, hardware: frozenset[int]) -> list[ColumnEl
     if criteria.device != ANY:
         found.append(devices_table.c.name == criteria.device)
     if criteria.environment != ANY:
-        found.append(devices_table.c.environment == criteria.environment)
+        same = devices_table.c.environment == criteria.environment
+        # Rows of 4.2.1 may have none at all.
+        found.append(or_(same, devices_table.c.environment.is_(None)) if criteria.environment == "none" else same)
     if criteria.hardware_type is not None or criteria.hardware_model is not None:
         types = select(hardware_types.c.id)
         if criteria.hardware_type is not None:

@@ -39,7 +39,9 @@ SERVICE = "mozpool.pool"
 REPEATS = "mozpool.repeats"
 """The key of the :class:`Repeats`."""
 
-OWN_EVENTS = frozenset({TIMEOUT, "device_found", "do_not_wait"})
+OWN_EVENTS = frozenset(
+    {TIMEOUT, "device_found", "device_left", "do_not_wait", "expire", "lifeguard_contacted", "called_back"}
+)
 """Events that carry what only this server's own matching and timers know: from outside they are ignored."""
 
 IDEMPOTENCY_KEY = 128

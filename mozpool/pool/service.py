@@ -22,7 +22,7 @@ from mozpool.db import devices, history, images, requests
 from mozpool.db.engine import Database
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_history
-from mozpool.errors import BadInput, NotFound, Unprocessable
+from mozpool.errors import BadInput, DatabaseAway, NotFound, Unprocessable
 from mozpool.pool.allocation import Matcher, Waiting, explain, queue_key
 from mozpool.pool.criteria import ANY, Criteria
 from mozpool.statedriver import Driver, Outcome
@@ -133,10 +133,14 @@ class MozPool:
         self.driver.logbook.add(
             "request", request_id, name, "mozpool", f"{new.assignee} wants {self._criteria(values).describe()}"
         )
-        self.matcher.match()
+        try:
+            self.matcher.match()
+        except DatabaseAway:
+            # It is stored, and matched as soon as the database is back.
+            self.matcher.wake()
         request = self.get(request_id)
         if request.state == requests.QUEUED:
-            if request.wait == 0:
+            if request.wait == 0 or self._waits_in_vain(request):
                 with self._database.read() as conn:
                     reason = explain(conn, request).reason
                 self.driver.handle(request_id, "do_not_wait", {"reason": reason})
@@ -144,6 +148,14 @@ class MozPool:
             assert request.state_timeout is not None
             self.driver.watch(request_id, min(request.state_timeout, request.expires))
         return request
+
+    def _waits_in_vain(self, request: Request) -> bool:
+        """Whether the one device that is asked for has failed."""
+        if not request.wants_named_device:
+            return False
+        with self._database.read() as conn:
+            device = devices.key_by_name(conn, request.requested_device)
+        return device is not None and device.state.startswith("failed_")
 
     def _repeated(self, conn: Connection, new: NewRequest) -> Request | None:
         key = _key_digest(new.idempotency_key)
@@ -332,6 +344,15 @@ class Changes:
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting: dict[int, list[threading.Event]] = {}
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Let all long polls answer now, and those that still come: the server is about to stop."""
+        with self._lock:
+            self._stopped = True
+            for events in self._waiting.values():
+                for event in events:
+                    event.set()
 
     def saw(self, outcome: Outcome[Request]) -> None:
         """A request changed (an observer of the driver)."""
@@ -361,7 +382,7 @@ class Changes:
                 event.clear()
                 found = look()
                 left = end - self._clock.monotonic()
-                if enough(found) or left <= 0:
+                if enough(found) or left <= 0 or self._stopped:
                     return found
                 self._clock.wait(event, min(left, RECHECK))
         finally:

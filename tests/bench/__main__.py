@@ -117,7 +117,9 @@ def numbers(_context: click.Context, _parameter: click.Parameter, value: str) ->
 @click.command(help=__doc__)
 @click.option("--devices", default="10,100,1000", callback=numbers, help="Sizes of the pool.")
 @click.option("--clients", default="1,8,32", callback=numbers, help="Numbers of clients at a time.")
-@click.option("--mode", "modes", multiple=True, type=click.Choice(["claim", "cycle", "handoff"]), help="What to measure.")
+@click.option(
+    "--mode", "modes", multiple=True, type=click.Choice(["claim", "cycle", "handoff"]), help="What to measure."
+)
 @click.option("--seconds", default=8.0, help="Length of a run.")
 @click.option("--runs", default=3, help="How often each case is run.")
 @click.option("--port", default=18082, help="Where the server under test listens.")
@@ -127,7 +129,9 @@ def main(devices: list[int], clients: list[int], modes: tuple[str, ...], seconds
     with running(durable=True) as mariadb, tempfile.TemporaryDirectory() as temporary:
         serial = itertools.count()
         for mode in modes or ("claim", "cycle", "handoff"):
-            click.echo(f"\n{mode} (MariaDB, flush at each commit; median of {runs} runs of {seconds:g} s, and their range)\n")
+            click.echo(
+                f"\n{mode} (MariaDB, flush at each commit; median of {runs} runs of {seconds:g} s, and their range)\n"
+            )
             click.echo("| devices | clients | per second | p50 ms | p99 ms |\n|---|---|---|---|---|")
             for size, number in itertools.product(devices, clients if mode != "handoff" else [1]):
                 name = f"bench{next(serial)}"

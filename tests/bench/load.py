@@ -116,9 +116,7 @@ class Load:
             await self.until_ready(request_id)
         waiter = request["id"]
         for _ in range(rounds):
-            poll = asyncio.create_task(
-                self.call("GET", f"/api/request/{waiter}/status/?wait=30&state=finding_device")
-            )
+            poll = asyncio.create_task(self.call("GET", f"/api/request/{waiter}/status/?wait=30&state=finding_device"))
             await asyncio.sleep(0.05)
             begun = time.perf_counter()
             await self.give_back(held.pop(0))

@@ -139,9 +139,7 @@ def test_the_oldest_lines_are_dropped_when_there_are_too_many_and_counted(
     database.dispose()
 
 
-def test_lines_that_are_dropped_during_a_write_are_not_written_twice(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_lines_that_are_dropped_during_a_write_are_not_written_twice(sqlite_url: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "LIMIT", 3)
     database = open_database(sqlite_url)
     book = Logbook(database, Clock())

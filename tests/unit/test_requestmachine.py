@@ -451,9 +451,7 @@ def test_it_asks_five_times():
         assert decision.timeout == 30
         assert decision.counters == {"contacting_lifeguard": failures + 1, "bad_image": 1}
         assert decision.effects == (ASK_IMAGE,)
-    decision = decide(
-        "contacting_lifeguard", TIMEOUT, counters={"contacting_lifeguard": 4}, **CLAIMED, **WITH_CALLBACK
-    )
+    decision = decide("contacting_lifeguard", TIMEOUT, counters={"contacting_lifeguard": 4}, **CLAIMED, **WITH_CALLBACK)
     assert decision.path == ("failed_device_not_found",)
     reason = "imaging server server-2.example.com could not be reached"
     assert_gives_up_device(decision, reason)
@@ -478,9 +476,7 @@ def test_it_looks_for_another_device_when_lifeguard_refuses():
 
 
 def test_it_finds_the_result_at_once_when_the_device_was_faster_than_the_answer():
-    decision = decide(
-        "contacting_lifeguard", "lifeguard_contacted", **{**BEING_PREPARED, "imaging_result": "complete"}
-    )
+    decision = decide("contacting_lifeguard", "lifeguard_contacted", **{**BEING_PREPARED, "imaging_result": "complete"})
     assert decision.path == ("pending", "ready")
     assert decision.timeout is None
 

@@ -536,9 +536,7 @@ def test_it_recognises_a_commit_whose_answer_was_lost(on_mysql: Rig, mariadb: Ma
     assert ("device", device_id) in rig.timers
 
 
-def test_the_others_hear_of_a_transition_when_one_who_is_told_fails(
-    on_sqlite: Rig, caplog: pytest.LogCaptureFixture
-):
+def test_the_others_hear_of_a_transition_when_one_who_is_told_fails(on_sqlite: Rig, caplog: pytest.LogCaptureFixture):
     rig = on_sqlite
     heard: list[Outcome[Device]] = []
 
@@ -942,9 +940,7 @@ def test_nothing_happens_before_the_time_is_over(on_sqlite: Rig):
     assert rig.state(device_id) == "done"
 
 
-def test_a_due_row_is_looked_at_again_when_the_database_is_back(
-    on_sqlite: Rig, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_due_row_is_looked_at_again_when_the_database_is_back(on_sqlite: Rig, monkeypatch: pytest.MonkeyPatch):
     rig = on_sqlite
     device_id = rig.device()
     rig.handle(device_id, "doze")
