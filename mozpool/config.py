@@ -267,7 +267,12 @@ class Database:
             )
         },
     )
-    pool_size: int = setting(integer(1, 1000), 20, "How many connections are kept open at most.")
+    pool_size: int = setting(
+        integer(1, 1000),
+        20,
+        "How many connections for writing are kept open at most, and as many for reading: a MySQL server needs room "
+        "for twice as many from each imaging server (max_connections).",
+    )
     connect_timeout: float = setting(SECONDS, 5.0, "How long connecting may take before the database counts as away.")
 
 

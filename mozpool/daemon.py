@@ -21,7 +21,9 @@ from mozpool.bmm.service import BMM, POWER_LIMIT, STORAGE_LIMIT
 from mozpool.clock import Clock
 from mozpool.config import Settings, check_state_names
 from mozpool.db import images, relay_boards, upkeep
+from mozpool.db.devices import Candidate
 from mozpool.db.engine import Database
+from mozpool.db.requests import Request
 from mozpool.errors import DatabaseAway
 from mozpool.lanes import Lanes, Timers
 from mozpool.lifeguard.devicemachine import device_machine
@@ -104,7 +106,8 @@ class Daemon:
             "logbook": self.logbook,
             "checkpoint": checkpoint,
         }
-        self.devices = Driver(machines[0], DeviceStore(self.server_id), self.database, **common)  # type: ignore[arg-type]
+        device_store = DeviceStore(self.server_id, default_power=settings.bmm.power)
+        self.devices = Driver(machines[0], device_store, self.database, **common)  # type: ignore[arg-type]
         self.requests = Driver(
             machines[1],
             RequestStore(self.server_id, verify_on_return=settings.pool.verify_on_return),
@@ -186,13 +189,32 @@ class Daemon:
             return
         had_device = getattr(outcome.row, "claim_id", None) is not None
         if decision.writes:
-            # Claims and releases write the device's row, too.
-            device_id = getattr(outcome.row, "device_id", None) or decision.args.get("device_id")
-            if device_id is not None:
-                self.devices.forget(device_id)
+            self._claim_changed(outcome)
         looks_again = decision.target == "finding_device" and decision.is_change
         if looks_again or (had_device and decision.target not in ("pending", "ready", "contacting_lifeguard")):
             self.matcher.wake()
+
+    def _claim_changed(self, outcome: Outcome[Request]) -> None:
+        """A claim or a release wrote the device's row, too: what is remembered of it goes along."""
+        before, after = outcome.row, outcome.after
+        if before is None or outcome.decision is None:
+            return
+        if before.device_id is not None:
+            device = self.devices.remembered(before.device_id)
+            if device is not None and device.state != "maintenance_mode" and not self.settings.pool.verify_on_return:
+                self.devices.amend(before.device_id, None, claim_id=None, request_id=None, imaging_result=None)
+            else:
+                self.devices.forget(before.device_id)
+        found = outcome.decision.args.get("device")
+        if after is not None and isinstance(found, Candidate):
+            self.devices.amend(
+                found.id,
+                found.version,
+                claim_id=after.claim_id,
+                request_id=after.id,
+                imaging_result=None,
+                operation_claim_id=None,
+            )
 
     def _lane_changed(self, lane: str, state: str, reason: str | None) -> None:
         """Keep what is known of a relay board in its row, for people."""

@@ -69,6 +69,9 @@ class Links:
     def lifeguard_finished(self, request_id: int, claim_id: int, result: str) -> None:
         """Tell a request how its device's operation ended; what gets lost here is made good for by its polling."""
         args = {"imaging_result": result, "claim_id": claim_id}
+        if self._mozpool is not None and self._mozpool.driver.remembered(request_id) is not None:
+            self._mozpool.driver.handle(request_id, "lifeguard_finished", args)
+            return
         with self._database.read() as conn:
             owner = requests.owner(conn, request_id)
         if owner is None:

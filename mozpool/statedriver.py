@@ -16,7 +16,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -29,7 +29,7 @@ from mozpool.db.engine import Database
 from mozpool.errors import Conflict, DatabaseAway, HardwareError, LaneError, MozpoolError
 from mozpool.lanes import Lanes, Timers
 from mozpool.logbook import Kind, Logbook
-from mozpool.statemachine import TIMEOUT, Context, Decision, Effect, Machine, MachineRow, Row
+from mozpool.statemachine import RETURNED, TIMEOUT, Context, Decision, Effect, Machine, MachineRow, Row
 
 log = logging.getLogger("mozpool.driver")
 
@@ -92,8 +92,16 @@ class Store(Protocol[Row]):
         """The claim that the row takes part in, for the history."""
         ...
 
-    def after(self, row: Row, change: Change) -> Row | None:
-        """The row as it is after a change that wrote nothing else; None when only the database can tell."""
+    def after(self, row: Row, change: Change, learned: Mapping[str, Any]) -> Row | None:
+        """The row as it is after a change, with what its other writes changed; None when only the database can tell."""
+        ...
+
+    def may_look_back(self, row: Row) -> bool:
+        """Whether a due time limit may be decided on the row as this process last wrote it."""
+        ...
+
+    def amended(self, row: Row, fields: Mapping[str, Any]) -> Row:
+        """The row with these fields and the next version."""
         ...
 
     def may_remember(self, event: str) -> bool:
@@ -147,6 +155,8 @@ class Outcome(Generic[Row]):
     """The row as it was before."""
     decision: Decision | None = None
     change: Change | None = None
+    after: Row | None = None
+    """The row as it was written, where that is known without another load."""
 
     @property
     def accepted(self) -> bool:
@@ -238,6 +248,20 @@ class Driver(Generic[Row]):
         """The row was written by other hands."""
         self._remembered.pop(row_id, None)
 
+    def amend(self, row_id: int, version: int | None, **fields: Any) -> None:
+        """The row was written by a transaction of this process outside of a transition, which raised its version by one.
+
+        ``version`` is what it was before, None where nobody looked: then what is remembered may be older than the row,
+        which its version will tell at the next write.
+        """
+        before = self._remembered.get(row_id)
+        if before is None:
+            return
+        if version is not None and before.version != version:
+            self.forget(row_id)
+            return
+        self._remember(row_id, self.store.amended(before, fields))
+
     def _remember(self, row_id: int, row: Row | None) -> None:
         if row is None:
             self._remembered.pop(row_id, None)
@@ -316,6 +340,7 @@ class Driver(Generic[Row]):
         token = f"{self.rng.getrandbits(128):032x}"
         last: list[Outcome[Row]] = []
         known = [row] if row is not None else []
+        learned: dict[str, Any] = {}
 
         def work(conn: Connection) -> Outcome[Row]:
             if known:
@@ -350,8 +375,10 @@ class Driver(Generic[Row]):
                 if not self.store.write(conn, row, change):
                     self.forget(row_id)
                     raise LostRace
+                learned.clear()
                 for write in decision.writes:
-                    write(conn)
+                    result = write.run(conn)
+                    learned.update((key, result if value is RETURNED else value) for key, value in write.known.items())
             self._checkpoint("written")
             return outcome
 
@@ -373,8 +400,10 @@ class Driver(Generic[Row]):
         if outcome.row is None:
             self.forget(row_id)
         elif outcome.change is not None and outcome.decision is not None and _changes(outcome.row, outcome.decision):
-            unknown = bool(outcome.decision.writes)
-            self._remember(row_id, None if unknown else self.store.after(outcome.row, outcome.change))
+            told = all(write.known for write in outcome.decision.writes)
+            after = self.store.after(outcome.row, outcome.change, learned) if told else None
+            self._remember(row_id, after)
+            outcome = replace(outcome, after=after)
         self._after_commit(outcome)
         return outcome
 
@@ -407,18 +436,18 @@ class Driver(Generic[Row]):
             before = state
         for line in decision.logs:
             self.logbook.add(kind, row.id, row.name, "statemachine", line)
-        if self.store.is_ours(row):
-            if decision.path:
-                self._set_timer(row.id, self._next_deadline(row, decision.target, change.deadline), row.attempt + 1)
-            if self.effects is not None:
-                for effect in decision.effects:
-                    self.effects.submit(row, row.attempt + (1 if decision.path else 0), decision, effect)
         for observer in self.observers:
             try:
                 observer(outcome)
             except Exception:
                 # The transition is committed, and the other observers must hear of it.
                 log.exception("an observer of %s %d failed", kind, row.id)
+        if self.store.is_ours(row):
+            if decision.path:
+                self._set_timer(row.id, self._next_deadline(row, decision.target, change.deadline), row.attempt + 1)
+            if self.effects is not None:
+                for effect in decision.effects:
+                    self.effects.submit(row, row.attempt + (1 if decision.path else 0), decision, effect)
 
     # Deadlines
 
@@ -455,8 +484,10 @@ class Driver(Generic[Row]):
     def look_at(self, row_id: int) -> Outcome[Row] | None:
         """Send a row the event that is due, if one is; a row whose effect still waits for its lane gets more time."""
         try:
-            with self.database.read() as conn:
-                row = self.store.load(conn, row_id)
+            row = self.remembered(row_id)
+            if row is None or not self.store.may_look_back(row):
+                with self.database.read() as conn:
+                    row = self.store.load(conn, row_id)
             if row is None or not self.store.is_ours(row):
                 return None
             now = self.clock.now()

@@ -68,6 +68,17 @@ class Effect:
     quiet: ClassVar[bool] = False
 
 
+RETURNED: Final = "*returned*"
+
+
+@dataclass(frozen=True)
+class Write:
+    """A write to other tables within a transition, and what it makes known of the row."""
+
+    run: Callable[[Any], Any]
+    known: Mapping[str, Any]
+
+
 class UndeclaredTarget(AssertionError):
     """A handler answered a state that its declaration does not name. A bug, never a user's fault."""
 
@@ -184,7 +195,7 @@ class Context(Generic[Row]):
         self.counters: dict[str, int] = dict(row.state_counters)
         self.effects: list[Effect] = []
         self.logs: list[str] = []
-        self.writes: list[Callable[[Any], Any]] = []
+        self.writes: list[Write] = []
         self.detail: str | None = None
         self.timeout: float | None = None
         self.tries: int | None = None
@@ -220,9 +231,13 @@ class Context(Generic[Row]):
         """Add a line to the row's log once the transition is committed."""
         self.logs.append(message)
 
-    def also(self, write: Callable[[Any], Any]) -> None:
-        """Run ``write(connection)`` in the transition's own transaction."""
-        self.writes.append(write)
+    def also(self, write: Callable[[Any], Any], **known: Any) -> None:
+        """Run ``write(connection)`` in the transition's own transaction.
+
+        ``known`` are the fields of the row that this changes (through other tables), for who wants to know the row
+        without another load; a field that is :data:`RETURNED` is what the write returns.
+        """
+        self.writes.append(Write(write, known))
 
     def within(self, seconds: float) -> None:
         """Give the entered state this time limit (already scaled) instead of its own."""
@@ -244,7 +259,7 @@ class Decision:
     """Seconds that the last state of the path may last, from now or from when its effect starts."""
     effects: tuple[Effect, ...]
     logs: tuple[str, ...]
-    writes: tuple[Callable[[Any], Any], ...]
+    writes: tuple[Write, ...]
     detail: str | None
 
     @property

@@ -322,8 +322,8 @@ BEGIN
 END
 //
 
--- To be called once a day: 14 days of logs are kept, one day ahead is prepared; requests go a week after they expired,
--- unless they are not at their end or still hold a device.
+-- What every mozpool-server calls when it starts and every hour: 14 days of logs are kept, one day ahead is prepared;
+-- requests go a week after they expired, unless they are not at their end or still hold a device.
 DROP PROCEDURE IF EXISTS dbcron
 //
 CREATE PROCEDURE dbcron()

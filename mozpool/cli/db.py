@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import random
 import runpy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from mozpool import __version__, config, resources
 from mozpool.clock import Clock
 from mozpool.db import schema
-from mozpool.db.engine import Database
+from mozpool.db.engine import Database, reason
 from mozpool.errors import MozpoolError
 
 _PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
@@ -34,8 +33,6 @@ class _Commands(click.Group):
             raise click.ClickException(error.message) from error
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'a file'}: {error.strerror}") from error
-        except DBAPIError as error:
-            raise click.ClickException(f"the database refuses: {error.orig}") from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,13 +62,23 @@ def upgrade() -> None:
 
     No row, name or claim is lost. Stop the servers and make a backup first. An upgrade that was interrupted goes on
     when it is started again; a database that is up to date is left alone.
+
+    At the newest revision, procedures, log partitions and indexes that differ are made again. What else differs is
+    printed, a line each, and left to you: the exit status is 1 then.
     """
     with _database(must_exist=True) as (_settings, database):
-        before, now = schema.upgrade(database)
-        if before == now:
-            click.echo(f"Nothing to do: {database.name} is at revision {now}.")
-        else:
-            click.echo(f"Upgraded {database.name} from revision {before or 'none'} to {now}.")
+        done, now = schema.upgrade(database), schema.head()
+        for difference in done.repaired:
+            click.echo(f"Repaired: {difference}.")
+        for difference in done.differs:
+            click.echo(difference)
+        if done.before != now:
+            click.echo(f"Upgraded {database.name} from revision {done.before or 'none'} to {now}.")
+        if done.differs:
+            raise click.ClickException(f"{database.name} differs in what can't be repaired without the risk of a loss.")
+        if done.before == now:
+            what = "Nothing else" if done.repaired else "Nothing"
+            click.echo(f"{what} to do: {database.name} is at revision {now}.")
 
 
 @main.command()
@@ -85,14 +92,15 @@ def current() -> None:
 def check() -> None:
     """Compare the database with what this version of Mozpool needs.
 
-    Prints what differs, a line each, and ends with status 1 when anything does.
+    Prints what differs, a line each, and ends with status 1 when anything does. For an empty database and one of
+    another version it says which command to run.
     """
     with _database(must_exist=True) as (_settings, database):
         problems = schema.check(database)
         for problem in problems:
             click.echo(problem)
         if problems:
-            raise click.ClickException(f"{database.name} is not up to date.")
+            raise click.ClickException(f"{database.name} differs: `mozpool-db upgrade` repairs what is safe to repair.")
         click.echo(f"Nothing differs: {database.name} is at revision {schema.head()}.")
 
 
@@ -157,17 +165,13 @@ def _find(file: str) -> Path:
 def _database(*, must_exist: bool) -> Iterator[tuple[config.Settings, Database]]:
     """The configuration and the database it names, which is closed afterwards."""
     settings = config.load()
-    database = Database(
-        settings.database.engine,
-        pool_size=settings.database.pool_size,
-        connect_timeout=settings.database.connect_timeout,
-        clock=Clock(),
-        rng=random.Random(),
-    )
+    database = Database.of(settings.database, clock=Clock())
     if must_exist and database.dialect == "sqlite" and not Path(str(database.url.database)).exists():
         raise click.ClickException(f"{database.name} does not exist: make it with `mozpool-db create-schema`.")
     try:
         yield settings, database
+    except DBAPIError as error:
+        raise click.ClickException(f"{database.name} refuses: {reason(error)}") from error
     finally:
         database.dispose()
 

@@ -29,6 +29,7 @@ from mozpool.web.app import create_app
 
 log = logging.getLogger("mozpool")
 
+
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 

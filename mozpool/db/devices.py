@@ -372,7 +372,9 @@ class Candidate:
     hardware_type_id: int | None
     image_id: int | None
     boot_config_hash: str | None
+    address: str
     imaging_server_id: int
+    imaging_server: str
 
 
 CANDIDATE_COLUMNS = (
@@ -383,7 +385,9 @@ CANDIDATE_COLUMNS = (
     devices.c.hardware_type_id,
     devices.c.image_id,
     devices.c.boot_config_hash,
+    func.coalesce(devices.c.address, devices.c.fqdn),
     devices.c.imaging_server_id,
+    imaging_servers.c.fqdn,
 )
 FREE = and_(devices.c.state == "ready", devices.c.claim_id.is_(None))
 
@@ -392,8 +396,16 @@ def candidates(
     conn: Connection, conditions: Iterable[ColumnElement[bool]], *, start: int, limit: int
 ) -> list[Candidate]:
     """Free devices that meet ``conditions``, in order of their random ``shuffle`` from ``start`` on, wrapping round."""
-    query = select(*CANDIDATE_COLUMNS).where(FREE, *conditions).order_by(devices.c.shuffle).limit(limit)
-    found = [Candidate(*row) for row in conn.execute(query.where(devices.c.shuffle >= start))]
+    query = (
+        select(*CANDIDATE_COLUMNS)
+        .join(imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id)
+        .where(FREE, *conditions)
+        .order_by(devices.c.shuffle)
+        .limit(limit)
+    )
+    found = [Candidate(*tuple(row)) for row in conn.execute(query.where(devices.c.shuffle >= start))]
     if len(found) < limit:
-        found += [Candidate(*row) for row in conn.execute(query.where(devices.c.shuffle < start))][: limit - len(found)]
+        found += [Candidate(*tuple(row)) for row in conn.execute(query.where(devices.c.shuffle < start))][
+            : limit - len(found)
+        ]
     return found

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import URL, make_url
@@ -58,6 +58,9 @@ _AWAY = frozenset(
     }
 )
 
+# What a person can do about a database that refuses us. It may be put right while we run: that is like being away.
+_CORRECT = "correct [database] engine in the configuration"
+
 # Times are UTC whatever the server's zone; what does not fit a column is an error and never cut off.
 # A lock is waited for so short that a stuck holder shows as a conflict long before ANSWER_WITHIN.
 _MYSQL_SESSION = (
@@ -82,8 +85,9 @@ class Database:
         """Connect to nothing yet: the first transaction does.
 
         ``url`` is SQLAlchemy's (``mysql+pymysql://user:password@host/name``, ``sqlite:////path``, or ``sqlite://``
-        for one in memory); ``mysql://`` and ``mariadb://`` mean PyMySQL. ``pool_size`` is how many transactions may run
-        at the same time, ``connect_timeout`` the seconds that connecting may take.
+        for one in memory); ``mysql://`` and ``mariadb://`` mean PyMySQL. ``pool_size`` is how many transactions that
+        write, and besides how many that read, may run at the same time: there are at most twice as many connections.
+        ``connect_timeout`` is the seconds that connecting may take.
         """
         self.url = _with_driver(make_url(url))
         self.dialect = "sqlite" if self.url.get_backend_name() == "sqlite" else "mysql"
@@ -95,11 +99,14 @@ class Database:
         self._connect_timeout = connect_timeout
         self._writer = threading.Lock()
         self._busy = threading.local()
-        if self.dialect == "sqlite":
+        if self.dialect == "mysql":
+            self.engine = self._mysql_engine(pool_size)
+            self.reader = self._mysql_engine(pool_size, read_only=True)
+        elif self._in_memory:
             self.engine = self.reader = self._sqlite_engine(pool_size)
         else:
-            self.engine = self._mysql_engine(pool_size)
-            self.reader = self._mysql_engine(pool_size, isolation_level="AUTOCOMMIT")
+            self.engine = self._sqlite_engine(pool_size)
+            self.reader = self._sqlite_engine(pool_size, read_only=True)
 
     @classmethod
     def of(cls, settings: config.Database, *, clock: Clock, rng: random.Random | None = None) -> Database:
@@ -133,25 +140,21 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection for reads only; on SQLite it waits for no writer.
+        """A connection for reads only: the database refuses a write (one in memory forgets it). It waits for no writer.
 
-        On MySQL every statement stands for itself (READ COMMITTED would show it the newest rows anyway), which saves
-        the round trip that ends a transaction.
-
+        On SQLite all statements see the same moment. On MySQL each stands for itself, as READ COMMITTED shows it the
+        newest rows anyway: that saves the round trip that ends a transaction.
         Raises as :meth:`begin` does.
         """
         try:
-            if self.dialect == "mysql":
-                with self._once_a_thread(), self.reader.connect() as connection:
-                    yield connection
-                return
             with (
                 self._once_a_thread(),
                 self._one_at_a_time(self._in_memory),
-                self.engine.connect() as connection,
+                self.reader.connect() as connection,
                 self._ended(connection),
             ):
-                connection.exec_driver_sql("BEGIN")
+                if self.dialect == "sqlite":
+                    connection.exec_driver_sql("BEGIN")
                 yield connection
         except exc.SQLAlchemyError as error:
             if _is_away(error):
@@ -323,8 +326,20 @@ class Database:
         """The error to tell the caller; the driver's reason has no password in it."""
         if isinstance(error, exc.TimeoutError):
             return DatabaseAway(f"{self.name} is too busy: no free connection within {POOL_WAIT:g} s")
+        said, user = reason(error), self.url.username
+        match _code(error):
+            case 1049:
+                what = f"does not exist: make it with CREATE DATABASE, or {_CORRECT}"
+            case 1044:
+                what = f"may not be used by {user} ({said}): GRANT it, or {_CORRECT}"
+            case 1045 | 1698:
+                what = f"refuses the user {user} or the password ({said}): {_CORRECT}"
+            case sqlite3.SQLITE_NOTADB:
+                what = f"is no SQLite file ({said}): move it out of the way, or {_CORRECT}"
+            case _:
+                what = f"is away: {said}"
         doubt = "; the last change may have taken place" if in_doubt else ""
-        return DatabaseAway(f"{self.name} is away: {_reason(error)}{doubt}")
+        return DatabaseAway(f"{self.name} {what}{doubt}")
 
     # -- engines --------------------------------------------------------------------------------------------------
 
@@ -334,9 +349,12 @@ class Database:
         *,
         answer_within: float | None = ANSWER_WITHIN,
         poolclass: Any = None,
-        isolation_level: Literal["READ COMMITTED", "AUTOCOMMIT"] = "READ COMMITTED",
+        read_only: bool = False,
     ) -> Engine:
-        """PyMySQL with bounded waits everywhere; it keeps TCP connections alive by itself."""
+        """PyMySQL with bounded waits everywhere; it keeps TCP connections alive by itself.
+
+        ``read_only``: each statement is a transaction of its own, which SQLAlchemy needs not end.
+        """
         pooled: dict[str, Any] = {
             "pool_size": pool_size,
             "max_overflow": 0,
@@ -347,7 +365,7 @@ class Database:
         }
         engine = create_engine(
             self.url,
-            isolation_level=isolation_level,  # said once per connection, not once per transaction
+            isolation_level="AUTOCOMMIT" if read_only else "READ COMMITTED",  # said once a connection
             skip_autocommit_rollback=True,
             connect_args={
                 "charset": "utf8mb4",
@@ -359,10 +377,10 @@ class Database:
             **(pooled if poolclass is None else {"poolclass": poolclass}),
         )
 
-        if isolation_level == "AUTOCOMMIT":
+        if read_only:
 
             @event.listens_for(engine, "connect")
-            def read_only(connection: Any, _record: Any) -> None:
+            def refuse_writes(connection: Any, _record: Any) -> None:
                 with connection.cursor() as cursor:
                     cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ ONLY")
 
@@ -382,7 +400,7 @@ class Database:
 
         return engine
 
-    def _sqlite_engine(self, pool_size: int) -> Engine:
+    def _sqlite_engine(self, pool_size: int, *, read_only: bool = False) -> Engine:
         """Python's sqlite3, with transactions begun by us; one shared connection where the database is in memory."""
         pooled: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": POOL_WAIT}
         engine = create_engine(
@@ -398,6 +416,8 @@ class Database:
                 connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
+            if read_only:
+                connection.execute("PRAGMA query_only = ON")
 
         return engine
 
@@ -434,12 +454,14 @@ def _describe(url: URL) -> str:
 
 
 def _code(error: exc.SQLAlchemyError) -> object:
-    """MySQL's error number, or whatever else the driver's error starts with."""
+    """MySQL's error number (above 1000), SQLite's (below 256), or whatever else the driver's error starts with."""
     original = error.orig if isinstance(error, exc.DBAPIError) else None
+    if isinstance(original, sqlite3.Error):
+        return getattr(original, "sqlite_errorcode", 0) & 0xFF  # errors of the module itself have none
     return original.args[0] if original is not None and original.args else None
 
 
-def _reason(error: exc.SQLAlchemyError) -> str:
+def reason(error: exc.SQLAlchemyError) -> str:
     """What the driver says, in one line, without the statement."""
     original = error.orig if isinstance(error, exc.DBAPIError) and error.orig is not None else error
     text = str(original.args[-1]) if original.args else ""
@@ -454,10 +476,7 @@ def _is_away(error: exc.SQLAlchemyError) -> bool:
         return False
     if isinstance(error.orig, sqlite3.Error):
         # "Locked" means that another process writes; a file that can't be opened may come back with its disk.
-        return isinstance(error.orig, sqlite3.OperationalError) and error.orig.sqlite_errorcode & 0xFF in (
-            sqlite3.SQLITE_BUSY,
-            sqlite3.SQLITE_CANTOPEN,
-        )
+        return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB)
     # Without a statement it was connecting that failed: refused, unreachable, access denied.
     connecting = error.statement is None and isinstance(error, exc.OperationalError | exc.InterfaceError)
     return error.connection_invalidated or connecting or _code(error) in _AWAY

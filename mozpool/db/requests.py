@@ -288,10 +288,17 @@ _HEADS = (
     .where(requests.c.state == QUEUED)
     .group_by(requests.c.criteria)
 )
-_FIRST = (
-    _SELECT.where(requests.c.state == QUEUED, requests.c.criteria == bindparam("wanted"))
+_QUEUE = (
+    _SELECT.where(requests.c.state == QUEUED, requests.c.criteria.is_not(None))
     .order_by(requests.c.queue_key, requests.c.id)
-    .limit(1)
+    .limit(bindparam("most"))
+)
+_QUEUE_OF = _QUEUE.where(
+    requests.c.criteria == bindparam("wanted"),
+    or_(
+        requests.c.queue_key > bindparam("last_key"),
+        and_(requests.c.queue_key == bindparam("last_key"), requests.c.id > bindparam("last_id")),
+    ),
 )
 
 
@@ -301,10 +308,18 @@ def queue_heads(conn: Connection) -> list[QueueHead]:
     return sorted(found, key=lambda head: (head.queue_key, head.criteria))
 
 
-def first_in_queue(conn: Connection, criteria: str) -> Request | None:
-    """The first waiting request of a kind, or None."""
-    text = conn.scalar(_FIRST, {"wanted": criteria})
-    return None if text is None else _request(text)
+def first_in_queue(
+    conn: Connection, *, limit: int, criteria: str | None = None, behind: Request | None = None
+) -> list[Request]:
+    """The first ``limit`` waiting requests, in the order of the queue.
+
+    With ``criteria`` only those of one kind, and then only those behind a certain one.
+    """
+    if criteria is None:
+        return [_request(text) for text in conn.scalars(_QUEUE, {"most": limit})]
+    key, number = (behind.queue_key, behind.id) if behind is not None else (-(2**62), 0)
+    values = {"most": limit, "wanted": criteria, "last_key": key, "last_id": number}
+    return [_request(text) for text in conn.scalars(_QUEUE_OF, values)]
 
 
 def place_in_queue(conn: Connection, request: Request) -> int:

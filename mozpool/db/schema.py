@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, MetaData, PrimaryKeyConstraint, inspect, text
+from sqlalchemy import Connection, MetaData, PrimaryKeyConstraint, func, inspect, select, text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from mozpool import resources
 from mozpool.db.engine import Database
 from mozpool.db.tables import metadata
+from mozpool.db.upkeep import KEEP_LOGS
 from mozpool.errors import MozpoolError
 
 FIRST = "0001"
@@ -29,6 +31,9 @@ FIRST = "0001"
 
 LOGS = ("device_logs", "request_logs")
 """The tables that MySQL partitions by day."""
+
+FOR_EVER = 36500
+"""Days enough for a repair to drop no log line."""
 
 # Columns that tell a database of 4.2.1, which knew nothing of revisions.
 _DEVICES_4_2_1 = frozenset({"id", "name", "inventory_id", "state", "relay_info", "next_boot_config", "environment"})
@@ -40,14 +45,28 @@ class SchemaError(MozpoolError):
     code = "schema"
 
 
+@dataclass(frozen=True)
+class Upgrade:
+    """What an upgrade found and did."""
+
+    before: str | None
+    """The revision it began with; None for an empty database."""
+    repaired: tuple[str, ...]
+    """What differed at today's revision and is right again, each in words."""
+    differs: tuple[str, ...]
+    """What still differs, because putting it right might lose something: a person has to look."""
+
+
 def create(database: Database) -> None:
     """Make all tables in an empty database; for SQLite also its file and folder.
 
-    Raises SchemaError when there are tables of Mozpool already, DatabaseAway when the database does not answer.
+    Raises SchemaError when there are tables of Mozpool already, or another such command is at work; DatabaseAway when
+    the database does not answer.
     """
     if database.dialect == "sqlite" and database.url.database not in (None, "", ":memory:"):
         Path(str(database.url.database)).parent.mkdir(parents=True, exist_ok=True)
     with database.maintenance() as connection:
+        _exclude_others(connection, database)
         present = sorted(_present(connection) & {*metadata.tables, "alembic_version"})
         if present:
             raise SchemaError(
@@ -57,31 +76,30 @@ def create(database: Database) -> None:
         command.upgrade(_alembic(connection), "head")
 
 
-def upgrade(database: Database) -> tuple[str | None, str]:
-    """Bring the tables and what is in them to today's schema; return the revision from before and the one of now.
+def upgrade(database: Database) -> Upgrade:
+    """Bring the tables and what is in them to today's schema.
 
-    A database of 4.2.1 is recognised. An empty database gets all tables, one that is up to date is left alone, and an
-    upgrade that was interrupted goes on.
-    Raises SchemaError when the tables are not Mozpool's, DatabaseAway when the database does not answer.
+    A database of 4.2.1 is recognised. An empty database gets all tables, and an upgrade that was interrupted goes on.
+    At today's revision everything is compared: procedures, log partitions and indexes are made again where they
+    differ, as no row depends on them; the rest is only told.
+    Raises SchemaError when the tables are not Mozpool's, or another such command is at work; DatabaseAway when the
+    database does not answer.
     """
     with database.maintenance() as connection:
-        before = _revision(connection)
-        present = _present(connection)
-        if before is None and "devices" in present:
-            columns = {column["name"] for column in inspect(connection).get_columns("devices")}
-            if not columns >= _DEVICES_4_2_1 or "claim_id" in columns:
-                raise SchemaError(
-                    f"{database.name} has a table devices, but is no database of Mozpool 4.2.1: nothing was changed"
-                )
-            before = FIRST
+        _exclude_others(connection, database)
+        before = _known_revision(connection, database)
+        if before == FIRST and _revision(connection) is None:
             command.stamp(_alembic(connection), FIRST)
-        elif before is not None and before not in _known():
-            raise SchemaError(f"{database.name} is of a newer Mozpool (revision {before}, this one ends at {head()})")
         if before != head():
             command.upgrade(_alembic(connection), "head")
             if database.dialect == "sqlite" and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
                 raise SchemaError(f"{database.name} has rows that refer to nothing: nothing was changed")
-    return before, head()
+        found = _differences(connection)
+        for repair in dict.fromkeys(difference.repair for difference in found):  # one may do for several
+            if repair is not None:
+                repair(connection)
+        differs = tuple(one.words for one in _differences(connection)) if found else ()
+    return Upgrade(before, tuple(one.words for one in found if one.words not in differs), differs)
 
 
 def current(database: Database) -> str | None:
@@ -98,20 +116,18 @@ def head() -> str:
 def check(database: Database) -> list[str]:
     """What differs between the database and today's schema, each in words; nothing is well.
 
-    Raises DatabaseAway when the database does not answer.
+    Raises SchemaError, which names the command to run, when the database is empty or at another revision;
+    DatabaseAway when it does not answer.
     """
     with database.read() as connection:
-        problems = []
-        revision = _revision(connection)
-        if revision != head():
-            problems.append(f"the revision is {revision or 'unknown'} instead of {head()}")
-        context = MigrationContext.configure(connection, opts={"include_object": _is_ours})
-        differences: list[Any] = compare_metadata(context, metadata)
-        for difference in differences:
-            problems += [_in_words(*one) for one in (difference if isinstance(difference, list) else [difference])]
-        if database.dialect == "mysql":
-            problems += _missing_on_mysql(connection)
-        return problems
+        revision = _known_revision(connection, database)
+        if revision is None and not _present(connection) & set(metadata.tables):
+            raise SchemaError(f"{database.name} is empty: make its tables with `mozpool-db create-schema`")
+        if revision is not None and revision != head():
+            version = "of Mozpool 4.2.1" if revision == FIRST else f"at revision {revision}"
+            raise SchemaError(f"{database.name} is {version}: bring it up to date with `mozpool-db upgrade`")
+        problems = [difference.words for difference in _differences(connection)]
+        return problems if revision is not None else ["the revision is unknown", *problems]
 
 
 def load_procedures(connection: Connection) -> None:
@@ -140,7 +156,7 @@ def dump() -> str:
     body = re.sub(r" +$", "", ";\n\n".join(one.strip() for one in statements).replace("\t", "    "), flags=re.M)
     procedures = resources.path("sql", "procedures.sql").read_text(encoding="utf-8")
     licence, procedures = procedures.split("\n\n", 1)
-    partitions = "\n".join(f"CALL init_log_partitions('{name}', 14, 1);" for name in LOGS)
+    partitions = "\n".join(f"CALL init_log_partitions('{name}', {KEEP_LOGS.days}, 1);" for name in LOGS)
     return (
         f"{licence}\n\n-- The tables of an empty database: mariadb NAME < schema.sql\n"
         "-- Generated by `mozpool-db dump-schema`: change mozpool/db/tables.py and write a migration instead.\n\n"
@@ -168,6 +184,36 @@ def _revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+def _known_revision(connection: Connection, database: Database) -> str | None:
+    """The revision that the tables have, be it noted or recognised; None for none of ours, or not all.
+
+    Raises SchemaError when the tables are somebody else's, or of a newer version.
+    """
+    revision = _revision(connection)
+    if revision is None and "devices" in _present(connection):
+        columns = {column["name"] for column in inspect(connection).get_columns("devices")}
+        if not columns >= _DEVICES_4_2_1 or "claim_id" in columns:
+            raise SchemaError(f"{database.name} has a table devices, but is no database of Mozpool 4.2.1")
+        return FIRST
+    if revision is not None and revision not in _known():
+        raise SchemaError(f"{database.name} is of a newer Mozpool (revision {revision}, this one ends at {head()})")
+    return revision
+
+
+def _exclude_others(connection: Connection, database: Database) -> None:
+    """Be the only one who changes the schema, until this connection ends.
+
+    On SQLite the transaction sees to that; on MySQL it can't, as changing a table commits it.
+    (In a cluster this holds for commands that use the same node.)
+    """
+    if database.dialect == "mysql":
+        name = func.concat("mozpool-schema-", func.md5(func.database()))  # of the whole server, 64 characters at most
+        if not connection.scalar(select(func.get_lock(name, 0))):
+            raise SchemaError(
+                f"{database.name} is being made or upgraded by another mozpool-db: wait until it has ended"
+            )
+
+
 def _present(connection: Connection) -> set[str]:
     return set(inspect(connection).get_table_names())
 
@@ -175,6 +221,38 @@ def _present(connection: Connection) -> set[str]:
 def _is_ours(_object: Any, name: str | None, kind: str, reflected: bool, _compare_to: Any) -> bool:
     """Tables of other programs in the same database are none of our business."""
     return not (kind == "table" and reflected and name not in metadata.tables)
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """Something that is not as in today's schema."""
+
+    words: str
+    repair: Callable[[Connection], None] | None = None
+    """Puts it right; None where that might lose something."""
+
+
+def _differences(connection: Connection) -> list[_Difference]:
+    """All that differs from today's schema."""
+    context = MigrationContext.configure(connection, opts={"include_object": _is_ours})
+    changes: list[Any] = []
+    for change in compare_metadata(context, metadata):
+        changes += change if isinstance(change, list) else [change]
+    found = [_Difference(_in_words(*change), _repair(connection, *change)) for change in changes]
+    found += (_differences_on_mysql if connection.dialect.name != "sqlite" else _differences_on_sqlite)(connection)
+    return found
+
+
+def _repair(connection: Connection, change: str, *details: Any) -> Callable[[Connection], None] | None:
+    """How to make what is missing, where no row depends on it and none can be in the way: a plain index."""
+    if change != "add_index" or details[0].unique:
+        return None
+    index, inspector = details[0], inspect(connection)
+    table = index.table.name
+    present = {column["name"] for column in inspector.get_columns(table)} if inspector.has_table(table) else set()
+    if not present.issuperset(column.name for column in index.columns):
+        return None
+    return lambda connection: connection.execute(CreateIndex(index)).close()
 
 
 def _in_words(change: str, *details: Any) -> str:
@@ -194,7 +272,7 @@ def _in_words(change: str, *details: Any) -> str:
     return f"the {kind} {what.name} on {what.table.name} ({columns}) is {'missing' if verb == 'add' else 'unknown'}"
 
 
-def _missing_on_mysql(connection: Connection) -> Iterator[str]:
+def _differences_on_mysql(connection: Connection) -> Iterator[_Difference]:
     """Procedures and partitions, which SQLAlchemy knows nothing of."""
     rows = connection.execute(
         text(
@@ -208,9 +286,9 @@ def _missing_on_mysql(connection: Connection) -> Iterator[str]:
             continue
         name, body = created.groups()
         if name not in present:
-            yield f"the procedure {name} is missing"
+            yield _Difference(f"the procedure {name} is missing", load_procedures)
         elif present[name] is not None and present[name].split() != body.split():
-            yield f"the procedure {name} differs"
+            yield _Difference(f"the procedure {name} differs", load_procedures)
     for table in LOGS:
         bound = connection.scalar(
             text(
@@ -220,10 +298,33 @@ def _missing_on_mysql(connection: Connection) -> Iterator[str]:
             ),
             {"table": table},
         )
-        if bound is None:
-            yield f"the table {table} has no partitions"
-        elif bound <= 0:
-            yield f"the table {table} has no partition for today: dbcron() is not called every day"
+        if bound is None and inspect(connection).has_table(table):
+            yield _Difference(
+                f"the table {table} has no partitions", _calls("init_log_partitions", table, KEEP_LOGS.days)
+            )
+        elif bound is not None and bound <= 0:
+            yield _Difference(
+                f"the table {table} has no partition for today: no mozpool-server, which sees to it every hour, ran",
+                _calls("update_log_partitions", table, FOR_EVER),
+            )
+
+
+def _calls(procedure: str, table: str, days: int) -> Callable[[Connection], None]:
+    """A repair that calls one of the procedures for log partitions, with the days to look back."""
+
+    def call(connection: Connection) -> None:
+        connection.execute(text(f"CALL {procedure}(:table, :days, 1)"), {"table": table, "days": days}).close()
+
+    return call
+
+
+def _differences_on_sqlite(connection: Connection) -> Iterator[_Difference]:
+    """Whether numbers of deleted rows stay unused, which SQLAlchemy does not see."""
+    made = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'table'").all()
+    for name, definition in made:
+        table = metadata.tables.get(name)
+        if table is not None and table.dialect_options["sqlite"]["autoincrement"] and "AUTOINCREMENT" not in definition:
+            yield _Difference(f"the table {name} gives numbers of deleted rows to new ones")
 
 
 def _procedure_statements() -> list[str]:

@@ -179,6 +179,7 @@ devices = Table(
     Column("shuffle", Integer, nullable=False, server_default="0", comment="drawn anew whenever it becomes free"),
     Column("last_seen", UTCDateTime, nullable=True),
     Index("ix_devices_available", "state", "claim_id", "shuffle"),
+    sqlite_autoincrement=True,  # ids of deleted rows are not used again: logs and histories outlive the rows
     **ENGINE,
 )
 
@@ -217,6 +218,7 @@ requests = Table(
     Column("body_hash", String(40), nullable=True),
     Column("reason", Text, nullable=True, comment="why it failed, was closed, or waits"),
     Index("ix_requests_queue", "state", "criteria", "queue_key", "id"),
+    sqlite_autoincrement=True,
     **ENGINE,
 )
 

@@ -215,7 +215,7 @@ def device_details(name: str) -> Response:
             "power": {
                 "backend": row.backends.get("power") or defaults.power,
                 "relay_info": row.relay_info,
-                "controllable": has_power(row),
+                "controllable": has_power(row, defaults.power),
             },
             "backends": dict(row.backends),
             "holder": None

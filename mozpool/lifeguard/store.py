@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection
 
+from mozpool.bmm.registry import DEFAULTS
 from mozpool.db import devices, history, images
 from mozpool.db.devices import Device
 from mozpool.db.tables import device_history
@@ -20,8 +23,9 @@ from mozpool.statedriver import Change
 class DeviceReads:
     """What the device machine may look up (see :class:`mozpool.lifeguard.states.base.Reads`)."""
 
-    def __init__(self, conn: Connection) -> None:
+    def __init__(self, conn: Connection, default_power: str) -> None:
         self._conn = conn
+        self.default_power = default_power
 
     def image_id(self, name: str) -> int | None:
         """The id of an image."""
@@ -38,9 +42,13 @@ class DeviceStore:
 
     kind: Kind = "device"
 
-    def __init__(self, server_id: int) -> None:
-        """``server_id`` is the id of the imaging server that this daemon is."""
+    def __init__(self, server_id: int, *, default_power: str = DEFAULTS["power"]) -> None:
+        """``server_id`` is the id of the imaging server that this daemon is.
+
+        ``default_power`` is the name of the power backend of devices that name none.
+        """
         self._server_id = server_id
+        self._default_power = default_power
 
     def load(self, conn: Connection, row_id: int) -> Device | None:
         """The device."""
@@ -48,7 +56,7 @@ class DeviceStore:
 
     def reads(self, conn: Connection) -> DeviceReads:
         """Lookups in this transaction."""
-        return DeviceReads(conn)
+        return DeviceReads(conn, self._default_power)
 
     def write(self, conn: Connection, row: Device, change: Change) -> bool:
         """Row and history, if the version is still the same."""
@@ -100,15 +108,25 @@ class DeviceStore:
         """All that decides about a device is in its own row, or looked up in the transition."""
         return True
 
-    def after(self, row: Device, change: Change) -> Device | None:
-        """The names of images are the table's to tell, unless they stay or go."""
-        values = change.values(row)
+    def may_look_back(self, row: Device) -> bool:
+        """As for events."""
+        return True
+
+    def amended(self, row: Device, fields: Mapping[str, Any]) -> Device:
+        """With the next version."""
+        return replace(row, version=row.version + 1, **fields)
+
+    def after(self, row: Device, change: Change, learned: Mapping[str, Any]) -> Device | None:
+        """The names of images are the table's to tell, unless they stay, go, or the next one becomes the present one."""
+        values = change.values(row) | dict(learned)
         values["state_counters"] = dict(change.counters)
         values["version"] = row.version + 1
         for column, name in (("image_id", "image"), ("next_image_id", "next_image")):
             if column in values and values[column] != getattr(row, column):
-                if values[column] is not None:
+                if values[column] is None:
+                    values[name], values[f"{name}_has_agent"] = None, False
+                elif values[column] == row.next_image_id:
+                    values[name], values[f"{name}_has_agent"] = row.next_image, row.next_image_has_agent
+                else:
                     return None
-                values[name] = None
-                values[f"{name}_has_agent"] = False
         return replace(row, **values)

@@ -16,7 +16,8 @@ import itertools
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -38,11 +39,17 @@ from mozpool.statedriver import LOST_CLAIM, Driver
 
 log = logging.getLogger("mozpool.allocation")
 
-CANDIDATES = 6
-"""How many free devices are looked at for one request before the database is asked again."""
+CANDIDATES = 8
+"""How many free devices are looked at before the database is asked again."""
+
+LOOK = 50
+"""As many waiting requests are read at once; a longer queue is looked at by what its requests want."""
 
 ROUNDS = 20
 """How often one request may lose all its candidates to others within a run."""
+
+CLAIM_LIMIT = 5.0
+"""Seconds to wait for a claim that another thread makes."""
 
 RETRY = 1.0
 """Seconds until the queue is matched again when the database was away."""
@@ -79,16 +86,23 @@ def conditions(criteria: Criteria, *, hardware: frozenset[int]) -> list[ColumnEl
     return found + devices.has_labels(criteria.labels)
 
 
-@dataclass(order=True)
-class _Entry:
-    queue_key: int
-    criteria: str
-    more: int = field(compare=False)
-    """How many requests of these criteria were in the queue when the run began."""
+@dataclass
+class _Plan:
+    """What a run has seen and decided so far."""
+
+    unserved: dict[str, Criteria] = field(default_factory=dict)
+    """Criteria, by key, of requests that found nothing: nobody behind them may get a device that fits them."""
+    found: dict[tuple[str, str], list[Candidate]] = field(default_factory=dict)
+    pairs: dict[int, tuple[Request, Candidate]] = field(default_factory=dict)
+    """Request id → the request and the device that it is to claim."""
 
 
 class Matcher:
-    """Matches the queue with free devices. One run at a time in a process; several servers may run at once."""
+    """Matches the queue with free devices.
+
+    A run plans for all that wait, one run at a time in a process; the claims themselves, each a transaction of its own,
+    are made side by side, by the threads that wait for them. Several servers may do all this at once.
+    """
 
     def __init__(self, driver: Driver[Request], database: Database, rng: random.Random, quick: Lanes) -> None:
         """``driver`` is the driver of requests: a claim is part of a request's transition."""
@@ -96,10 +110,16 @@ class Matcher:
         self._database = database
         self._rng = rng
         self._quick = quick
-        self._running = threading.Lock()
+        self._planning = threading.Lock()
         self._tickets = itertools.count(1)
         self._last_run = 0
         self._pending = threading.Lock()
+        self._hardware: dict[int, tuple[float, frozenset[int]]] = {}
+        # Guarded by the lock of planning: who waits for which request, planned claims and those that are being made.
+        self._callers: Counter[int] = Counter()
+        self._planned: dict[int, tuple[Request, Candidate]] = {}
+        self._claiming: dict[int, threading.Event] = {}
+        self._reserved: set[int] = set()
         self.on_match: list[Callable[[int], None]] = []
 
     def wake(self) -> None:
@@ -115,82 +135,136 @@ class Matcher:
             log.warning("the queue is not matched yet: %s", error)
             self._driver.timers.set("match", RETRY, self.wake)
 
-    def match(self) -> None:
-        """Match all that can be matched, with a look at the queue that begins after this call. Raises DatabaseAway.
+    def match(self, request_id: int | None = None) -> None:
+        """Match all that can be matched, with a look at the queue that begins after this call.
 
-        Calls that come while a run is going on share the next one.
+        Calls that come while a run is going on share the next one. When this returns, ``request_id`` has its device, or
+        had to go without. Raises DatabaseAway.
         """
+        if request_id is not None:
+            with self._planning:
+                self._callers[request_id] += 1
+        try:
+            for _ in range(ROUNDS):
+                if not self._match_once(request_id):
+                    return
+            self.wake()
+        finally:
+            if request_id is not None:
+                with self._planning:
+                    self._callers[request_id] -= 1
+                    if not self._callers[request_id]:
+                        del self._callers[request_id]
+                    left = self._planned.pop(request_id, None)
+                    if left is not None:
+                        self._reserved.discard(left[1].id)
+
+    def _match_once(self, request_id: int | None) -> bool:
+        """Plan, unless somebody has planned since the call, and claim; answer whether a claim was lost to others."""
         ticket = next(self._tickets)
-        with self._running:
-            if self._last_run > ticket:
-                return
-            begun = next(self._tickets)
-            if not any(self._run() for _ in range(ROUNDS)):
-                self.wake()
-            self._last_run = begun
-
-    def _run(self) -> bool:
-        """One pass over the queue; False when it has to begin anew because a device came free in the midst of it."""
-        with self._database.read() as conn:
-            heads = requests.queue_heads(conn)
-        queue = [_Entry(head.queue_key, head.criteria, head.waiting) for head in heads]
-        heapq.heapify(queue)
-        unserved: list[Criteria] = []
-        while queue:
-            entry = heapq.heappop(queue)
-            served, following = self._serve_first(entry, unserved)
-            if served is None:
-                return False
-            if following is not None:
-                heapq.heappush(queue, following)
-        return True
-
-    def _serve_first(self, entry: _Entry, unserved: list[Criteria]) -> tuple[bool | None, _Entry | None]:
-        """Serve the first request of an entry; answer whether (None: begin anew), and the entry that follows."""
-        for _ in range(ROUNDS):
-            with self._database.read() as conn:
-                request = requests.first_in_queue(conn, entry.criteria)
-                if request is None:
-                    return False, None
-                if request.queue_key > entry.queue_key:
-                    # Others served the one that we saw: keep the order among all that wait.
-                    return False, _Entry(request.queue_key, entry.criteria, entry.more)
-                criteria = Criteria.of(request)
-                found = self._candidates(conn, request, criteria)
-                if found and self._somebody_was_before(conn, found, unserved):
-                    return None, None
-            if not found:
-                unserved.append(criteria)
-                return False, None
-            if self._claim_one(request, found):
-                if entry.more <= 1:
-                    return True, None
-                with self._database.read() as conn:
-                    follower = requests.first_in_queue(conn, entry.criteria)
-                if follower is None:
-                    return True, None
-                return True, _Entry(follower.queue_key, entry.criteria, entry.more - 1)
-        return False, None
-
-    def _claim_one(self, request: Request, found: list[Candidate]) -> bool:
-        """Claim the first of the candidates that is still free; False when there is none, or the request moved on."""
-        for candidate in found:
-            args = {"device_id": candidate.id, "device_version": candidate.version, "device": candidate.name}
+        jobs: list[tuple[Request, Candidate]] = []
+        with self._planning:
+            if self._last_run < ticket:
+                begun = next(self._tickets)
+                self._planned.update(self._plan())
+                self._last_run = begun
+            mine = [key for key in self._planned if key == request_id or not self._callers[key]]
+            for key in mine:
+                jobs.append(self._planned.pop(key))
+                self._claiming[key] = threading.Event()
+            others = self._claiming.get(request_id) if request_id is not None and request_id not in mine else None
+        lost = False
+        for number, (request, candidate) in enumerate(jobs):
             try:
-                outcome = self._driver.handle(request.id, "device_found", args, attempt=request.attempt, row=request)
-            except LOST_CLAIM:
-                continue
-            if outcome.status != "moved":
-                return False
+                lost |= not self._claim(request, candidate)
+            except BaseException:
+                for following, reserved in jobs[number + 1 :]:
+                    self._done(following, reserved)
+                raise
+        if others is not None:
+            others.wait(CLAIM_LIMIT)
+        return lost
+
+    def _claim(self, request: Request, candidate: Candidate) -> bool:
+        """Make a planned claim; False when the device was lost to others, or the request has begun another time limit."""
+        try:
+            args = {"device": candidate}
+            outcome = self._driver.handle(request.id, "device_found", args, attempt=request.attempt, row=request)
+        except LOST_CLAIM:
+            return False
+        finally:
+            self._done(request, candidate)
+        if outcome.status == "moved":
             for tell in self.on_match:
                 tell(request.id)
             return True
-        return False
+        return outcome.row is None or outcome.row.state != requests.QUEUED
 
-    def _candidates(self, conn: Connection, request: Request, criteria: Criteria) -> list[Candidate]:
+    def _done(self, request: Request, candidate: Candidate) -> None:
+        with self._planning:
+            self._reserved.discard(candidate.id)
+            self._claiming.pop(request.id).set()
+
+    def _plan(self) -> dict[int, tuple[Request, Candidate]]:
+        """Who is to claim what. Devices and requests whose claims are on their way are left alone."""
+        for _ in range(ROUNDS):
+            plan = _Plan()
+            with self._database.read() as conn:
+                if all(self._serve(conn, request, plan) for request in self._queue(conn, plan)):
+                    self._reserved |= {candidate.id for _, candidate in plan.pairs.values()}
+                    return plan.pairs
+        return {}
+
+    def _queue(self, conn: Connection, plan: _Plan) -> Iterator[Request]:
+        """The waiting requests in order.
+
+        Of a long queue, requests are left out as soon as an equal one before them has found nothing.
+        """
+        first = requests.first_in_queue(conn, limit=LOOK)
+        if len(first) < LOOK:
+            yield from first
+            return
+        groups = [self._group(conn, head.criteria, plan) for head in requests.queue_heads(conn)]
+        yield from heapq.merge(*groups, key=lambda request: (request.queue_key, request.id))
+
+    @staticmethod
+    def _group(conn: Connection, criteria: str, plan: _Plan) -> Iterator[Request]:
+        """The waiting requests with equal criteria, in order, as long as they find something."""
+        last: Request | None = None
+        while criteria not in plan.unserved:
+            some = requests.first_in_queue(conn, limit=CANDIDATES, criteria=criteria, behind=last)
+            yield from some
+            if len(some) < CANDIDATES:
+                return
+            last = some[-1]
+
+    def _serve(self, conn: Connection, request: Request, plan: _Plan) -> bool:
+        """Plan a claim for a request, if there is a device; False when the run has to begin anew."""
+        if request.id in self._claiming or request.id in self._planned:
+            return True
+        criteria = Criteria.of(request)
+        if criteria.key in plan.unserved:
+            return True
+        taken = self._reserved | {candidate.id for _, candidate in plan.pairs.values()}
+        wish = (criteria.key, boot_config_hash(request.boot_config))
+        found = [candidate for candidate in plan.found.get(wish, ()) if candidate.id not in taken]
+        if not found:
+            some = self._candidates(conn, request, criteria, taken)
+            if some and self._somebody_was_before(conn, some, list(plan.unserved.values())):
+                return False
+            found = plan.found[wish] = some
+        if found:
+            plan.pairs[request.id] = (request, found[0])
+        else:
+            plan.unserved[criteria.key] = criteria
+        return True
+
+    def _candidates(self, conn: Connection, request: Request, criteria: Criteria, taken: set[int]) -> list[Candidate]:
         """Free devices for a request: first those that hold the wanted image already, then any at random."""
-        hardware = images.hardware_for(conn, request.image_id) if request.image_id is not None else frozenset()
+        hardware = self._hardware_for(conn, request.image_id)
         wanted = conditions(criteria, hardware=hardware)
+        if taken:
+            wanted.append(devices_table.c.id.not_in(sorted(taken)))
         start = self._rng.randrange(SHUFFLE_RANGE)
         if request.image_can_reuse:
             equal = [
@@ -201,6 +275,16 @@ class Matcher:
             if found:
                 return found
         return devices.candidates(conn, wanted, start=start, limit=CANDIDATES)
+
+    def _hardware_for(self, conn: Connection, image_id: int | None) -> frozenset[int]:
+        """Ids of the hardware types that an image can be put on, at most a second old."""
+        if image_id is None:
+            return frozenset()
+        now = self._driver.clock.monotonic()
+        known = self._hardware.get(image_id)
+        if known is None or now - known[0] > 1.0:
+            known = self._hardware[image_id] = (now, images.hardware_for(conn, image_id))
+        return known[1]
 
     @staticmethod
     def _somebody_was_before(conn: Connection, found: list[Candidate], unserved: list[Criteria]) -> bool:

@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 from mozpool.db import claims
+from mozpool.db.devices import Candidate
 from mozpool.db.requests import Request
 from mozpool.pool.criteria import Criteria
 from mozpool.pool.effects import AskLifeguard, CallBack, TellRelease
-from mozpool.statemachine import STAY, TIMEOUT, Context, Machine, State, Tuning, entry, on, when
+from mozpool.statemachine import RETURNED, STAY, TIMEOUT, Context, Machine, State, Tuning, entry, on, when
 
 COMPLETE = "complete"
 BAD_IMAGE = "failed-bad-image"
+MAINTENANCE = "maintenance"
 
 SHUFFLE_RANGE = 2**31
 """Devices are drawn at random by a number below this, which each gets anew when it becomes free."""
@@ -35,6 +37,10 @@ class Reads(Protocol):
         """Whether the claimed device already holds the wanted image with an equal boot config."""
         ...
 
+    def serves(self, request: Request) -> bool:
+        """Whether this server acts for the request."""
+        ...
+
     @property
     def verify_on_return(self) -> bool:
         """Whether a returned device is proven at once."""
@@ -42,6 +48,21 @@ class Reads(Protocol):
 
 
 RequestContext = Context[Request]
+
+NO_DEVICE = {
+    "claim_id": None,
+    "imaging_result": None,
+    "device_id": None,
+    "device": None,
+    "device_state": None,
+    "device_address": None,
+    "device_server_id": None,
+    "device_server": None,
+    "device_image_id": None,
+    "device_boot_config_hash": None,
+    "device_operation_claim_id": None,
+}
+"""The fields of a request that hold no device."""
 
 
 def give_up_device(ctx: RequestContext, reason: str) -> None:
@@ -54,10 +75,11 @@ def give_up_device(ctx: RequestContext, reason: str) -> None:
     ctx.also(
         lambda conn: claims.release(
             conn, claim_id=claim_id, device_id=device_id, now=now, reason=reason, shuffle=shuffle, verify=verify
-        )
+        ),
+        **NO_DEVICE,
     )
     ctx.log(f"gave up device {device}: {reason}")
-    if request.device_state == "maintenance_mode" or verify:
+    if request.image == MAINTENANCE or request.device_state == "maintenance_mode" or verify:
         ctx.effect(TellRelease(device_id, device, request.device_server or "", claim_id))
 
 
@@ -123,19 +145,29 @@ class FindingDevice(Open):
     @on("device_found", to="contact_lifeguard")
     def device_found(self, ctx: RequestContext) -> str | None:
         """Claim it, in this same transaction."""
-        request, now, args = ctx.row, ctx.now, ctx.args
+        request, now = ctx.row, ctx.now
+        device: Candidate = ctx.args["device"]
         ctx.clear(self.name)
         ctx.set(reason=None)
+        holds: dict[str, Any] = {
+            **NO_DEVICE,
+            "claim_id": RETURNED,
+            "device_id": device.id,
+            "device": device.name,
+            "device_state": "ready",
+            "device_address": device.address,
+            "device_server_id": device.imaging_server_id,
+            "device_server": device.imaging_server,
+            "device_image_id": device.image_id,
+            "device_boot_config_hash": device.boot_config_hash,
+        }
         ctx.also(
             lambda conn: claims.take(
-                conn,
-                request_id=request.id,
-                device_id=args["device_id"],
-                device_version=args["device_version"],
-                now=now,
-            )
+                conn, request_id=request.id, device_id=device.id, device_version=device.version, now=now
+            ),
+            **holds,
         )
-        ctx.log(f"found device {args['device']}")
+        ctx.log(f"found device {device.name}")
         return None
 
     @on("do_not_wait", to=("closed", "failed_device_not_found", "failed_bad_device"))

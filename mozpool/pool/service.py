@@ -134,11 +134,12 @@ class MozPool:
             "request", request_id, name, "mozpool", f"{new.assignee} wants {self._criteria(values).describe()}"
         )
         try:
-            self.matcher.match()
+            self.matcher.match(request_id)
         except DatabaseAway:
             # It is stored, and matched as soon as the database is back.
             self.matcher.wake()
-        request = self.get(request_id)
+        # A claim a moment ago has left the whole row behind.
+        request = self.driver.remembered(request_id) or self.get(request_id)
         if request.state == requests.QUEUED:
             if request.wait == 0 or self._waits_in_vain(request):
                 with self._database.read() as conn:

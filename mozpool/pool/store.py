@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -21,9 +23,14 @@ from mozpool.statedriver import Change
 class RequestReads:
     """What the request machine may look up (see :class:`mozpool.pool.requestmachine.Reads`)."""
 
-    def __init__(self, conn: Connection, verify_on_return: bool) -> None:
+    def __init__(self, conn: Connection, server_id: int, verify_on_return: bool) -> None:
         self._conn = conn
+        self._server_id = server_id
         self.verify_on_return = verify_on_return
+
+    def serves(self, request: Request) -> bool:
+        """Whether the request is this server's."""
+        return request.imaging_server_id == self._server_id
 
     def device_state(self, name: str) -> str | None:
         """The state of a device."""
@@ -55,7 +62,7 @@ class RequestStore:
 
     def reads(self, conn: Connection) -> RequestReads:
         """Lookups in this transaction."""
-        return RequestReads(conn, self._verify_on_return)
+        return RequestReads(conn, self._server_id, self._verify_on_return)
 
     def write(self, conn: Connection, row: Request, change: Change) -> bool:
         """Row and history, if the version is still the same."""
@@ -104,11 +111,19 @@ class RequestStore:
         return row.claim_id
 
     def may_remember(self, event: str) -> bool:
-        """Most events are decided on the device's row, too, which others write."""
-        return event == "lifeguard_finished"
+        """What is remembered of the device may be old: these events are decided on the claim alone."""
+        return event in ("lifeguard_contacted", "lifeguard_finished", "close")
 
-    def after(self, row: Request, change: Change) -> Request | None:
+    def may_look_back(self, row: Request) -> bool:
+        """Right after the claim nothing else is known of the device; later it may have changed."""
+        return row.state == "contact_lifeguard"
+
+    def amended(self, row: Request, fields: Mapping[str, Any]) -> Request:
+        """With the next version."""
+        return replace(row, version=row.version + 1, **fields)
+
+    def after(self, row: Request, change: Change, learned: Mapping[str, Any]) -> Request | None:
         """As written."""
-        values = change.values(row)
+        values = change.values(row) | dict(learned)
         values["state_counters"] = dict(change.counters)
         return replace(row, version=row.version + 1, **values)

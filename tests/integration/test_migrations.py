@@ -5,6 +5,8 @@
 
 import re
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -194,7 +196,7 @@ def test_it_refuses_to_make_the_schema_twice(bare_database: Database):
 
 
 def test_it_makes_all_tables_when_an_empty_database_is_upgraded(bare_database: Database):
-    assert schema.upgrade(bare_database) == (None, schema.head())
+    assert schema.upgrade(bare_database) == schema.Upgrade(None, (), ())
     assert schema.check(bare_database) == []
 
 
@@ -244,7 +246,8 @@ def test_its_first_revision_is_the_4_2_1_schema(mariadb: MariaDB):
 
 def test_it_upgrades_a_4_2_1_database(old_database: Database):
     assert schema.current(old_database) is None
-    assert schema.upgrade(old_database) == (schema.FIRST, schema.head())
+    assert schema.upgrade(old_database) == schema.Upgrade(schema.FIRST, (), ())
+    assert schema.current(old_database) == schema.head()
     assert schema.check(old_database) == []
 
 
@@ -327,8 +330,22 @@ def test_it_prepares_old_devices_and_requests_for_matching(old_database: Databas
 def test_it_changes_nothing_when_run_again(old_database: Database):
     schema.upgrade(old_database)
     before = dump(old_database)
-    assert schema.upgrade(old_database) == (schema.head(), schema.head())
+    assert schema.upgrade(old_database) == schema.Upgrade(schema.head(), (), ())
     assert dump(old_database) == before
+
+
+def test_it_never_gives_the_id_of_a_deleted_row_to_a_new_one(old_database: Database):
+    schema.upgrade(old_database)
+    with old_database.begin() as connection:
+        for table in ("claim_history", "device_requests", "requests", "devices"):
+            connection.execute(metadata.tables[table].delete())
+        columns = {"imaging_server_id": 1, "state": "new", "state_counters": "{}"}
+        for table, highest, others in (
+            ("devices", 8, {"name": "d", "fqdn": "d", "inventory_id": 1, "mac_address": "020000000001"}),
+            ("requests", 5_000_000_000, {"requested_device": "any", "assignee": "me", "expires": datetime.now(UTC)}),
+        ):
+            inserted = connection.execute(metadata.tables[table].insert().values(columns | others))
+            assert tuple(inserted.inserted_primary_key or ()) == (highest + 1,)
 
 
 def test_it_leaves_other_programs_tables_alone(old_database: Database):
@@ -401,20 +418,134 @@ def test_it_goes_on_after_an_upgrade_that_was_interrupted(mariadb: MariaDB):
 # -- check
 
 
+@pytest.mark.parametrize("others", [[], ["CREATE TABLE grafana (id INT)"]])
+def test_it_says_that_a_database_is_empty(bare_database: Database, others: list[str]):
+    with bare_database.begin() as connection:
+        for statement in others:
+            connection.exec_driver_sql(statement)
+    with pytest.raises(schema.SchemaError, match="is empty: make its tables with `mozpool-db create-schema`"):
+        schema.check(bare_database)
+
+
+def test_it_says_that_a_database_is_of_4_2_1(old_database: Database):
+    before = dump(old_database)
+    with pytest.raises(schema.SchemaError, match=r"is of Mozpool 4\.2\.1: bring it up to date with `mozpool-db upg"):
+        schema.check(old_database)
+    assert dump(old_database) == before
+
+
 def test_it_says_what_differs(bare_database: Database):
     schema.create(bare_database)
     with bare_database.maintenance() as connection:
         connection.exec_driver_sql("DROP TABLE device_labels")
         connection.exec_driver_sql("ALTER TABLE images ADD COLUMN colour VARCHAR(20)")
         connection.exec_driver_sql("ALTER TABLE devices DROP COLUMN last_seen")
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
-    problems = schema.check(bare_database)
-    assert set(problems) >= {
-        "the revision is 0001 instead of 0002",
+    problems = {
         "the table device_labels is missing",
         "the column images.colour is unknown",
         "the column devices.last_seen is missing",
     }
+    assert set(schema.check(bare_database)) >= problems
+    before = dump(bare_database)
+    done = schema.upgrade(bare_database)
+    assert problems <= set(done.differs) == set(schema.check(bare_database))
+    assert done.repaired == ()
+    assert dump(bare_database) == before
+
+
+def test_it_says_that_the_revision_is_missing(bare_database: Database):
+    schema.create(bare_database)
+    with bare_database.maintenance() as connection:
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+    with pytest.raises(schema.SchemaError, match="has a table devices"):
+        schema.check(bare_database)
+    with bare_database.maintenance() as connection:
+        for table in ("device_labels", "device_requests", "devices"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+    assert schema.check(bare_database)[:2] == ["the revision is unknown", "the table devices is missing"]
+
+
+def test_it_makes_missing_indexes_again(bare_database: Database):
+    schema.create(bare_database)
+    before = dump(bare_database)
+    with bare_database.maintenance() as connection:
+        on_table = " ON requests" if bare_database.dialect == "mysql" else ""
+        connection.exec_driver_sql(f"DROP INDEX ix_requests_queue{on_table}")
+    problem = "the index ix_requests_queue on requests (state, criteria, queue_key, id) is missing"
+    assert schema.check(bare_database) == [problem]
+    assert schema.upgrade(bare_database) == schema.Upgrade(schema.head(), (problem,), ())
+    assert sorted(dump(bare_database).replace(",", "").splitlines()) == sorted(before.replace(",", "").splitlines())
+
+
+def test_it_says_when_sqlite_would_use_ids_again(sqlite_url: str):
+    """As a migration leaves it that changes one of these tables and does not say so again."""
+    database = open_database(sqlite_url)
+    with database.maintenance() as connection:
+        definition = connection.scalar(sa.text("SELECT sql FROM sqlite_master WHERE name = 'requests'"))
+        connection.exec_driver_sql("DROP TABLE requests")
+        connection.exec_driver_sql(str(definition).replace("AUTOINCREMENT", ""))
+    assert "the table requests gives numbers of deleted rows to new ones" in schema.check(database)
+    assert "the table requests gives numbers of deleted rows to new ones" in schema.upgrade(database).differs
+    database.dispose()
+
+
+@mysql
+def test_it_repairs_procedures_and_log_partitions(mysql_url: str, mariadb: MariaDB):
+    database = open_database(mysql_url)
+    old, bound = datetime.now(UTC) - timedelta(days=35), 86400 * (int(datetime.now(UTC).timestamp()) // 86400 - 28)
+    line = metadata.tables["device_logs"].insert().values(device_id=1, ts=old, source="x", message="m")
+    database.run(lambda connection: connection.execute(line))
+    for statement in (
+        "DROP PROCEDURE dbcron",
+        "DROP PROCEDURE init_log_partitions",
+        "CREATE PROCEDURE dbcron() BEGIN SELECT 1; END",
+        f"ALTER TABLE device_logs PARTITION BY RANGE (UNIX_TIMESTAMP(ts)) (PARTITION p1 VALUES LESS THAN ({bound}))",
+        "ALTER TABLE request_logs REMOVE PARTITIONING",
+    ):
+        mariadb.execute(statement, name="mozpool_shared")
+    problems = (
+        "the procedure init_log_partitions is missing",
+        "the procedure dbcron differs",
+        "the table device_logs has no partition for today: no mozpool-server, which sees to it every hour, ran",
+        "the table request_logs has no partitions",
+    )
+    try:
+        assert tuple(schema.check(database)) == problems
+        assert schema.upgrade(database) == schema.Upgrade(schema.head(), problems, ())
+        assert schema.check(database) == []
+        assert len(rows(database, "device_logs", "id")) == 1
+    finally:
+        mariadb.execute("CALL init_log_partitions('device_logs', 14, 1)", name="mozpool_shared")
+        database.dispose()
+
+
+@mysql
+@pytest.mark.parametrize("bare_database", ["mysql"], indirect=True)
+def test_only_one_at_a_time_changes_the_schema(bare_database: Database, mariadb: MariaDB):
+    others = [open_database(str(bare_database.url)) for _ in range(4)]
+    together = threading.Barrier(len(others))
+
+    def upgrade(database: Database) -> str:
+        together.wait(10)
+        try:
+            schema.upgrade(database)
+        except schema.SchemaError as error:
+            return error.message
+        return "done"
+
+    with ThreadPoolExecutor(len(others)) as threads:
+        said = list(threads.map(upgrade, others))
+    assert "done" in said
+    assert all(one == "done" or "by another mozpool-db: wait until it has ended" in one for one in said)
+    assert schema.check(bare_database) == []
+    assert schema.upgrade(bare_database).differs == ()  # nothing is left locked
+    mariadb.execute("CREATE DATABASE mozpool_neighbour")
+    with bare_database.maintenance() as connection:
+        schema._exclude_others(connection, bare_database)
+        neighbour = open_database(mariadb.url("mozpool_neighbour"))
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(schema.create, neighbour).result(60)  # another database is another matter
+    mariadb.execute("DROP DATABASE mozpool_neighbour")
 
 
 @mysql

@@ -4,6 +4,7 @@
 """The command ``mozpool-db``, as a person or a script calls it."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command as alembic
 from sqlalchemy import select
 
 from mozpool import resources
 from mozpool.db import schema, tables
 from mozpool.db.engine import Database
 from tests.conftest import open_database
+from tests.mariadb import MariaDB
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -65,15 +68,79 @@ def devices(database: Database) -> list[Any]:
         return list(connection.execute(select(tables.devices).order_by(tables.devices.c.id)))
 
 
+def assert_one_line(done: subprocess.CompletedProcess[str], pattern: str) -> None:
+    """All that was printed is one line of this kind, on stderr."""
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert re.match(pattern, done.stderr), done.stderr
+
+
+def make_4_2_1(database: Database) -> None:
+    with database.maintenance() as connection:
+        alembic.upgrade(schema._alembic(connection), schema.FIRST)
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+
+
 def test_it_makes_checks_and_upgrades_a_database(run: Run, bare_database: Database):
     bare_database.ping()  # on SQLite the file exists, empty
     assert run("current").stdout == "none\n"
-    assert "the table devices is missing" in run("check", status=1).stdout
+    assert_one_line(
+        run("check", status=1), r"Error: the database .* is empty: make its tables with `mozpool-db create-"
+    )
     assert run("create-schema").stdout.startswith("Made the database ")
     assert run("current").stdout == f"{schema.head()}\n"
     assert run("check").stdout.startswith("Nothing differs: ")
     assert run("upgrade").stdout.startswith("Nothing to do: ")
     assert "is not empty" in run("create-schema", status=1).stderr
+
+
+def test_check_names_the_command_for_a_database_of_4_2_1(run: Run, bare_database: Database):
+    make_4_2_1(bare_database)
+    advice = r"Error: the database .* is of Mozpool 4\.2\.1: bring it up to date with `mozpool-db upgrade`"
+    assert_one_line(run("check", status=1), advice)
+    assert run("upgrade").stdout.endswith(f"from revision 0001 to {schema.head()}.\n")
+    run("check")
+
+
+@pytest.mark.mysql
+def test_upgrade_repairs_procedures_and_says_so(mysql_url: str, mariadb: MariaDB, tmp_path: Path):
+    run = caller(mysql_url, tmp_path)
+    mariadb.execute("DROP PROCEDURE dbcron", name="mozpool_shared")
+    mariadb.execute("CREATE PROCEDURE dbcron() BEGIN SELECT 1; END", name="mozpool_shared")
+    done = run("check", status=1)
+    assert done.stdout == "the procedure dbcron differs\n"
+    assert "`mozpool-db upgrade` repairs what is safe to repair" in done.stderr
+    said = run("upgrade").stdout.splitlines()
+    assert said[0] == "Repaired: the procedure dbcron differs."
+    assert said[1].startswith("Nothing else to do: ")
+    assert run("upgrade").stdout.startswith("Nothing to do: ")
+
+
+def test_upgrade_says_what_it_dares_not_repair(run: Run, bare_database: Database):
+    run("create-schema")
+    with bare_database.maintenance() as connection:
+        connection.exec_driver_sql("ALTER TABLE devices DROP COLUMN last_seen")
+        connection.exec_driver_sql("DROP INDEX ix_requests_expires" + on_requests(bare_database))
+    done = run("upgrade", status=1)
+    assert done.stdout.splitlines() == [
+        "Repaired: the index ix_requests_expires on requests (expires) is missing.",
+        "the column devices.last_seen is missing",
+    ]
+    assert "differs in what can't be repaired without the risk of a loss" in done.stderr
+
+
+def on_requests(database: Database) -> str:
+    return " ON requests" if database.dialect == "mysql" else ""
+
+
+@pytest.mark.mysql
+@pytest.mark.parametrize("bare_database", ["mysql"], indirect=True)
+def test_two_upgrades_at_once_exclude_each_other(run: Run, bare_database: Database):
+    with bare_database.maintenance() as connection:
+        schema._exclude_others(connection, bare_database)  # as another upgrade does first
+        for arguments in ("upgrade", "create-schema"):
+            assert_one_line(run(arguments, status=1), r"Error: the database .* by another mozpool-db: wait until")
+    run("create-schema")
 
 
 def test_it_makes_a_missing_sqlite_file_only_when_asked(tmp_path: Path):
@@ -91,6 +158,41 @@ def test_it_says_in_a_sentence_why_a_server_cannot_be_reached(tmp_path: Path):
     assert done.stderr.startswith("Error: the database mozpool at 127.0.0.1:1 is away: ")
     assert len(done.stderr.splitlines()) == 1
     assert "s3cret" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "current", "upgrade", "create-schema", "testdata"])
+def test_it_names_a_file_that_is_no_database(tmp_path: Path, command: str):
+    (tmp_path / "notes.txt").write_text("Remember the milk. " * 100)
+    run = caller(f"sqlite:///{tmp_path}/notes.txt", tmp_path)
+    assert_one_line(run(command, status=1), r"Error: the database /.*/notes\.txt is no SQLite file ")
+
+
+@pytest.mark.mysql
+def test_it_says_what_the_database_refuses(mysql_url: str, mariadb: MariaDB, tmp_path: Path):
+    mariadb.execute("CREATE USER reader@'%' IDENTIFIED BY 's3cret'")
+    mariadb.execute("GRANT SELECT ON mozpool_shared.* TO reader@'%'")
+    try:
+        run = caller(mysql_url.replace("root@", "reader:s3cret@"), tmp_path)
+        assert_one_line(
+            run("testdata", status=1), r"Error: the database mozpool_shared at .* refuses: INSERT command den"
+        )
+    finally:
+        mariadb.execute("DROP USER reader@'%'")
+
+
+@pytest.mark.mysql
+@pytest.mark.parametrize("command", ["check", "upgrade", "create-schema"])
+def test_it_says_what_to_do_about_a_database_that_does_not_exist(mariadb: MariaDB, tmp_path: Path, command: str):
+    run = caller(mariadb.url("nowhere"), tmp_path)
+    assert_one_line(
+        run(command, status=1), r"Error: the database nowhere at .* does not exist: make it with CREATE DATA"
+    )
+    run = caller(mariadb.url("nowhere").replace("root@", "nobody:s3cret@"), tmp_path)
+    refused = run(command, status=1)
+    assert_one_line(
+        refused, r"Error: the database nowhere at .* refuses the user nobody or the password \(Access denied"
+    )
+    assert "s3cret" not in refused.stderr
 
 
 def test_it_says_in_a_sentence_what_is_wrong_with_the_configuration(tmp_path: Path):

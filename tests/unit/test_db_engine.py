@@ -6,14 +6,14 @@
 import random
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, insert, select, text, update
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from mozpool.clock import Clock, SimClock
 from mozpool.db import schema
@@ -57,6 +57,9 @@ def own_server() -> Iterator[MariaDB]:
         yield server
 
 
+Use = Callable[[Database], AbstractContextManager[Connection]]
+
+
 def number_of_connection(connection: Connection) -> int:
     return int(connection.execute(text("SELECT CONNECTION_ID()")).scalar_one())
 
@@ -75,11 +78,12 @@ def test_it_commits_at_the_end_and_rolls_back_on_an_error(database: Database):
         assert names(connection) == ["kept"]
 
 
-def test_it_writes_nothing_in_a_read(database: Database):
-    with database.read() as connection:
+def test_the_database_refuses_to_write_in_a_read(database: Database):
+    with pytest.raises(OperationalError, match=r"(?i)read.?only"), database.read() as connection:
         add("never")(connection)
     with database.read() as connection:
         assert names(connection) == []
+    database.run(add("in a transaction"))
 
 
 def test_it_passes_errors_of_the_work_on(database: Database):
@@ -115,6 +119,9 @@ def test_it_keeps_a_database_in_memory_on_one_connection():
         list(threads.map(lambda number: database.run(add(f"server{number}")), range(20)))
     with database.read() as connection:
         assert len(names(connection)) == 20
+        add("forgotten")(connection)
+    with database.read() as connection:
+        assert len(names(connection)) == 20
     database.dispose()
 
 
@@ -124,6 +131,13 @@ def test_it_enforces_foreign_keys(database: Database):
 
 
 # -- SQLite
+
+
+def test_all_statements_of_a_read_see_the_same_moment_on_sqlite(on_sqlite: Database):
+    with on_sqlite.read() as connection, ThreadPoolExecutor(1) as thread:
+        assert names(connection) == []
+        thread.submit(on_sqlite.run, add("meanwhile")).result(10)
+        assert names(connection) == []
 
 
 def test_it_reads_while_another_thread_writes_on_sqlite(on_sqlite: Database):
@@ -156,35 +170,80 @@ def test_it_says_so_when_an_sqlite_file_cannot_be_opened(tmp_path: Path):
         database.run(names, patience=0)
 
 
+@pytest.mark.parametrize("use", [Database.begin, Database.read, Database.maintenance])
+def test_it_names_an_sqlite_file_that_is_none(tmp_path: Path, use: Use):
+    path = tmp_path / "notes.txt"
+    path.write_text("Remember the milk. " * 100)
+    database = open_database(f"sqlite:///{path}")
+    with pytest.raises(DatabaseAway, match=r"notes\.txt is no SQLite file .*correct .database. engine"), use(database):
+        pass
+    assert path.read_text() == "Remember the milk. " * 100
+
+
 # -- MySQL
 
 
-@mysql
-def test_it_sends_no_statement_more_than_needed(on_mysql: Database, mariadb: MariaDB):
-    on_mysql.ping()  # connected
-    with on_mysql.read() as connection:
-        number = number_of_connection(connection)
-    mariadb.execute("SET GLOBAL log_output = 'TABLE'")
-    mariadb.execute("TRUNCATE mysql.general_log")
-    mariadb.execute("SET GLOBAL general_log = 1")
+@contextmanager
+def statements(server: MariaDB) -> Iterator[list[str]]:
+    """What is sent to the server inside the block, on connections from before."""
+    sent: list[str] = []
+    server.execute("SET GLOBAL log_output = 'TABLE'")
+    server.execute("TRUNCATE mysql.general_log")
+    server.execute("SET GLOBAL general_log = 1")
     try:
-        on_mysql.run(names)
-        with on_mysql.read() as connection:
-            names(connection)
+        yield sent
     finally:
-        mariadb.execute("SET GLOBAL general_log = 0")
-    sent = mariadb.execute("SELECT argument FROM mysql.general_log WHERE thread_id = %s ORDER BY event_time", number)
-    assert [argument.split()[0] for (argument,) in sent] == ["SELECT", "COMMIT", "SELECT", "ROLLBACK"]
+        server.execute("SET GLOBAL general_log = 0")
+    rows = server.execute("SELECT thread_id, command_type, argument FROM mysql.general_log ORDER BY event_time")
+    new = {thread for thread, kind, _argument in rows if kind == "Connect"}
+    sent += [argument for thread, kind, argument in rows if thread not in new and kind != "Quit"]
 
 
 @mysql
-def test_it_sets_up_its_sessions(on_mysql: Database):
+def test_a_read_sends_its_one_select_and_nothing_else(on_mysql: Database, mariadb: MariaDB):
+    on_mysql.ping()  # connected
+    with statements(mariadb) as sent, on_mysql.read() as connection:
+        names(connection)
+    assert [statement.split()[0] for statement in sent] == ["SELECT"]
+
+
+@mysql
+def test_a_transaction_sends_its_statements_and_a_commit(on_mysql: Database, mariadb: MariaDB):
+    on_mysql.run(names)  # connected
+    with statements(mariadb) as sent:
+        on_mysql.run(add("one"))
+    assert [statement.split()[0] for statement in sent] == ["INSERT", "COMMIT"]
+
+
+@mysql
+def test_a_read_that_fails_leaves_nothing_to_roll_back(on_mysql: Database, mariadb: MariaDB):
+    on_mysql.ping()  # connected
+    with statements(mariadb) as sent, pytest.raises(ZeroDivisionError), on_mysql.read() as connection:
+        raise ZeroDivisionError(names(connection))
+    assert [statement.split()[0] for statement in sent] == ["SELECT"]
+
+
+SESSION = "SELECT @@time_zone, @@tx_isolation, @@character_set_client, @@innodb_lock_wait_timeout, @@sql_mode"
+
+
+@mysql
+def test_it_sets_up_the_sessions_of_both_kinds(on_mysql: Database):
+    for use, autocommit, read_only in ((on_mysql.begin, 0, 0), (on_mysql.read, 1, 1)):
+        for _again in range(2):
+            with use() as connection:
+                settings = connection.execute(text(SESSION)).one()
+                flags = connection.execute(text("SELECT @@autocommit, @@tx_read_only")).one()
+            assert settings[:4] == ("+00:00", "READ-COMMITTED", "utf8mb4", 3)
+            assert "STRICT_ALL_TABLES" in settings[4]
+            assert flags == (autocommit, read_only)
+
+
+@mysql
+def test_a_read_sees_what_others_commit_between_its_statements(on_mysql: Database, mariadb: MariaDB):
     with on_mysql.read() as connection:
-        settings = connection.execute(
-            text("SELECT @@time_zone, @@tx_isolation, @@character_set_client, @@autocommit, @@sql_mode")
-        ).one()
-    assert settings[:4] == ("+00:00", "READ-COMMITTED", "utf8mb4", 0)
-    assert "STRICT_ALL_TABLES" in settings[4]
+        assert names(connection) == []
+        mariadb.execute("INSERT INTO imaging_servers (fqdn) VALUES ('new')", name="mozpool_shared")
+        assert names(connection) == ["new"]
 
 
 @mysql
@@ -306,11 +365,43 @@ def test_it_gives_up_when_others_always_win(on_mysql: Database):
 
 
 @mysql
-def test_it_says_so_when_all_connections_are_taken(mysql_url: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("use", [Database.begin, Database.read])
+def test_it_says_so_when_all_connections_of_a_kind_are_taken(mysql_url: str, monkeypatch: pytest.MonkeyPatch, use: Use):
     monkeypatch.setattr("mozpool.db.engine.POOL_WAIT", 0.05)
     database = Database(mysql_url, pool_size=1, clock=Clock(), rng=random.Random(1))
-    with database.read(), ThreadPoolExecutor(1) as thread, pytest.raises(DatabaseAway, match="no free connection"):
-        thread.submit(database.ping).result(10)
+    other = Database.read if use is Database.begin else Database.begin
+
+    def number_of(kind: Use) -> int:
+        with kind(database) as connection:
+            return number_of_connection(connection)
+
+    with use(database), ThreadPoolExecutor(1) as thread:
+        with pytest.raises(DatabaseAway, match="no free connection"):
+            thread.submit(number_of, use).result(10)
+        assert thread.submit(number_of, other).result(10)
+    assert number_of(use)
+    database.dispose()
+
+
+@mysql
+def test_it_opens_twice_as_many_connections_as_its_pool_size_at_most(mysql_url: str, mariadb: MariaDB):
+    database = Database(mysql_url, pool_size=3, clock=Clock(), rng=random.Random(1))
+    count = "SELECT COUNT(*) FROM information_schema.processlist WHERE db = 'mozpool_shared'"
+    all_are_open = threading.Barrier(6)
+
+    def use(kind: Use) -> int:
+        with kind(database):
+            all_are_open.wait(10)
+            found = mariadb.execute(count)[0][0]
+            all_are_open.wait(10)
+            return int(found)
+
+    with ThreadPoolExecutor(6) as threads:
+        assert set(threads.map(use, [Database.begin, Database.read] * 3)) == {6}
+        ids = list(threads.map(lambda number: database.run(add(f"server{number}")), range(30)))
+        assert len(set(ids)) == 30
+        list(threads.map(lambda _number: database.ping(), range(30)))
+    assert mariadb.execute(count)[0][0] == 6
     database.dispose()
 
 
@@ -319,12 +410,12 @@ def test_it_survives_a_restart_of_the_server(mariadb: MariaDB, own_server: Maria
     database = open_database(own_server.url("mine"))
     ready = threading.Barrier(6)
 
-    def use(_number: int) -> None:
-        with database.read():
+    def use(kind: Use) -> None:
+        with kind(database):
             ready.wait(10)
 
     with ThreadPoolExecutor(6) as threads:
-        list(threads.map(use, range(6)))  # six connections are open
+        list(threads.map(use, [Database.begin, Database.read] * 3))  # three connections of each kind are open
     own_server.stop()
     with pytest.raises(DatabaseAway, match=r"the database mine at 127\.0\.0\.1:\d+ is away: .*refused") as away:
         database.run(names, patience=0.1)
@@ -336,18 +427,71 @@ def test_it_survives_a_restart_of_the_server(mariadb: MariaDB, own_server: Maria
         own_server.start()
         for done in waiting:
             done.result(60)
+    with ThreadPoolExecutor(6) as threads:  # all connections are new ones
+        list(threads.map(use, [Database.begin, Database.read] * 3))
     with database.read() as connection:
         assert len(names(connection)) == 6
     database.dispose()
 
 
 @mysql
-def test_it_does_not_show_the_password(mariadb: MariaDB):
-    url = mariadb.url("mozpool_shared").replace("root@", "nobody:s3cret@")
-    database = open_database(url)
-    with pytest.raises(DatabaseAway, match="Access denied") as away:
+@pytest.mark.parametrize("use", [Database.begin, Database.read])
+def test_it_finds_out_after_a_restart_that_idle_connections_are_gone(mariadb: MariaDB, own_server: MariaDB, use: Use):
+    clock = SimClock()
+    database = Database(own_server.url("mine"), clock=clock, rng=random.Random(1))
+    with use(database) as connection:
+        names(connection)
+    own_server.stop()
+    own_server.start()
+    clock.advance(2)
+    with use(database) as connection:  # nothing repeats this
+        assert names(connection) == []
+    database.dispose()
+
+
+@mysql
+def test_a_lost_connection_is_not_used_for_another_read(on_mysql: Database, mariadb: MariaDB):
+    with pytest.raises(DatabaseAway), on_mysql.read() as connection:
+        mariadb.execute("KILL %s", number_of_connection(connection))
+        names(connection)
+    assert on_mysql.ping()
+
+
+@mysql
+def test_a_node_that_is_of_no_use_is_left(on_mysql: Database):
+    """The connection works, but its node has lost the cluster: another connection may lead to another node."""
+    not_ready = "SIGNAL SQLSTATE '08S01' SET MYSQL_ERRNO = 1047, MESSAGE_TEXT = 'WSREP has not yet prepared node'"
+    with on_mysql.read() as connection:
+        number = number_of_connection(connection)
+    with pytest.raises(DatabaseAway, match="WSREP"), on_mysql.read() as connection:
+        connection.execute(text(not_ready))
+    with on_mysql.read() as connection:
+        assert number_of_connection(connection) != number
+
+
+@mysql
+@pytest.mark.parametrize("use", [Database.begin, Database.read, Database.maintenance])
+def test_it_says_who_is_refused_but_not_the_password(mariadb: MariaDB, use: Use):
+    database = open_database(mariadb.url("mozpool_shared").replace("root@", "nobody:s3cret@"))
+    said = r"refuses the user nobody or the password .*Access denied"
+    with pytest.raises(DatabaseAway, match=said) as away, use(database):
+        pass
+    assert "is away" not in away.value.message
+    assert "s3cret" not in away.value.message
+
+
+@mysql
+def test_it_says_that_a_database_does_not_exist_or_may_not_be_used(mariadb: MariaDB):
+    database = open_database(mariadb.url("nowhere"))
+    with pytest.raises(DatabaseAway, match=r"the database nowhere at .* does not exist: make it with CREATE DATABASE"):
         database.run(names, patience=0)
-    assert "s3cret" not in str(away.value)
+    mariadb.execute("CREATE USER guest@'%' IDENTIFIED BY 's3cret'")
+    try:
+        database = open_database(mariadb.url("mysql").replace("root@", "guest:s3cret@"))
+        with pytest.raises(DatabaseAway, match=r"the database mysql at .* may not be used by guest .*: GRANT it"):
+            database.ping()
+    finally:
+        mariadb.execute("DROP USER guest@'%'")
 
 
 @mysql

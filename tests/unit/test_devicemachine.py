@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mozpool.db.bootconfig import boot_config_hash
+from mozpool.db.engine import Database
 from mozpool.lifeguard.devicemachine import CATEGORIES, STATES, category, device_machine
 from mozpool.lifeguard.effects import (
     AgentReboot,
@@ -25,6 +26,7 @@ from mozpool.lifeguard.effects import (
     TellRequest,
     VerifyAgent,
 )
+from mozpool.lifeguard.store import DeviceStore
 from mozpool.statemachine import TIMEOUT, Context, Decision, Effect, Machine, Tuning
 from tests.factories import NOW, device
 
@@ -59,6 +61,7 @@ class FakeReads:
             (PANDA, MAINTENANCE): "panda-maintenance",
         }
     )
+    default_power: str = "proxr"
 
     def image_id(self, name: str) -> int | None:
         return self.images.get(name)
@@ -727,6 +730,33 @@ def test_an_agent_of_an_image_that_the_device_may_no_longer_hold_is_not_asked() 
 )
 def test_power_control_is_a_relay_or_a_backend_that_needs_none(columns: dict[str, Any], has_power: bool) -> None:
     assert (PowerCycle() in enter("pc_power_cycling", **columns).effects) is has_power
+
+
+@pytest.mark.parametrize("state", ["pc_power_cycling", "pxe_power_cycling"])
+@pytest.mark.parametrize(
+    ("backends", "has_power"),
+    [({}, True), ({"boot": "pxe"}, True), ({"power": "pdudaemon"}, True), ({"power": "proxr"}, False)],
+)
+def test_a_device_that_names_no_power_backend_has_the_configured_one(
+    state: str, backends: dict[str, str], has_power: bool
+) -> None:
+    situation = {**NO_POWER, **GETS_PLAIN_IMAGE, "image_id": None, "backends": backends}
+    decision = enter(state, reads=FakeReads(default_power="command"), **situation)
+    assert (PowerCycle() in decision.effects) is has_power
+
+
+def test_a_configured_power_backend_also_helps_an_agent_that_does_not_answer() -> None:
+    counters = {"sut_verifying": 9}
+    for default_power, path in (("command", ("sut_verify_power_cycle",)), ("proxr", ("sut_verifying",))):
+        reads = FakeReads(default_power=default_power)
+        decision = decide("sut_verifying", TIMEOUT, counters=counters, reads=reads, **NO_POWER, **HOLDS_AGENT_IMAGE)
+        assert decision.path == path
+
+
+def test_the_store_tells_the_machine_the_configured_power_backend(database: Database) -> None:
+    with database.read() as conn:
+        assert DeviceStore(1, default_power="command").reads(conn).default_power == "command"
+        assert DeviceStore(1).reads(conn).default_power == "proxr"
 
 
 def test_without_power_control_the_agent_reboots_into_the_network() -> None:

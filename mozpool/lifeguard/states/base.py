@@ -32,13 +32,21 @@ class Reads(Protocol):
         """The name of the PXE config that boots this image on this hardware, None when there is none."""
         ...
 
+    @property
+    def default_power(self) -> str:
+        """The name of the power backend of devices that name none."""
+        ...
+
 
 DeviceContext = Context[Device]
 
 
-def has_power(device: Device) -> bool:
-    """Whether somebody can cut this device's power."""
-    return bool(device.relay_info) or device.backends.get("power") not in (None, "proxr")
+def has_power(device: Device, default_power: str) -> bool:
+    """Whether somebody can cut this device's power: by its relay, or by a backend that needs none.
+
+    ``default_power`` is the name of the backend of devices that name none.
+    """
+    return bool(device.relay_info) or (device.backends.get("power") or default_power) != "proxr"
 
 
 def set_image(ctx: DeviceContext, image_id: int | None, boot_config: str | None) -> None:
@@ -74,7 +82,7 @@ def finish_operation(ctx: DeviceContext, result: str) -> None:
     claim_id = ctx.get("operation_claim_id")
     if claim_id is None or claim_id != device.claim_id or device.request_id is None:
         return
-    ctx.also(lambda conn: claims.set_result(conn, claim_id, result))
+    ctx.also(lambda conn: claims.set_result(conn, claim_id, result), imaging_result=result)
     ctx.effect(TellRequest(device.request_id, claim_id, result))
 
 
@@ -88,7 +96,7 @@ def begin_operation(ctx: DeviceContext) -> None:
     if claim_id is None:
         abandon_operation(ctx)
     elif device.imaging_result is not None:
-        ctx.also(lambda conn: claims.set_result(conn, claim_id, None))
+        ctx.also(lambda conn: claims.set_result(conn, claim_id, None), imaging_result=None)
     ctx.set(operation_claim_id=claim_id)
 
 
@@ -97,7 +105,7 @@ def abandon_operation(ctx: DeviceContext) -> None:
     device = ctx.row
     if device.claim_id is not None and device.operation_claim_id == device.claim_id and device.imaging_result is None:
         claim_id, request_id = device.claim_id, device.request_id
-        ctx.also(lambda conn: claims.set_result(conn, claim_id, BAD_DEVICE))
+        ctx.also(lambda conn: claims.set_result(conn, claim_id, BAD_DEVICE), imaging_result=BAD_DEVICE)
         if request_id is not None:
             ctx.effect(TellRequest(request_id, claim_id, BAD_DEVICE))
     ctx.set(operation_claim_id=None)

@@ -100,7 +100,7 @@ class PxePowerCycling(State[Device]):
             ctx.log("cannot boot from the network: no PXE config for this hardware and image")
             return "failed_pxe_booting"
         ctx.set(pxe_config=config, last_pxe_config=config)
-        if has_power(ctx.row):
+        if has_power(ctx.row, ctx.reads.default_power):
             ctx.effect(PowerCycle())
             return None
         if ctx.get("image_id") is not None and ctx.row.image_has_agent:

@@ -41,7 +41,7 @@ class PcPowerCycling(State[Device]):
     def enter(self, ctx: DeviceContext) -> str | None:
         """Prefer the relay: reboots by agent proved unreliable."""
         ctx.set(pxe_config=None)
-        if has_power(ctx.row):
+        if has_power(ctx.row, ctx.reads.default_power):
             ctx.effect(PowerCycle())
             return None
         if agent_expected(ctx):
@@ -153,7 +153,7 @@ class SutVerifying(State[Device]):
     def timed_out(self, ctx: DeviceContext) -> str | None:
         """Every tenth failure cuts the power."""
         target = retry(ctx, self.name, again=self.name, otherwise="failed_sut_verifying")
-        if target == self.name and ctx.counters[self.name] % 10 == 0 and has_power(ctx.row):
+        if target == self.name and ctx.counters[self.name] % 10 == 0 and has_power(ctx.row, ctx.reads.default_power):
             return "sut_verify_power_cycle"
         return target
 

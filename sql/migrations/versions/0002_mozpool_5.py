@@ -57,7 +57,7 @@ def upgrade() -> None:
     if on_mysql():
         load_procedures(op.get_bind())
         for table in LOGS:
-            # So many days back that no line is dropped: that is the daily dbcron's business.
+            # So many days back that no line is dropped: that is dbcron's business.
             op.execute(sa.text("CALL update_log_partitions(:name, 36500, 1)").bindparams(name=table))
     now = Clock().now().replace(tzinfo=None)
     rename_old_states()
@@ -105,6 +105,7 @@ def change_devices() -> None:
         sa.Column("last_seen", Moment),
     )
     add_index("ix_devices_available", "devices", "state", "claim_id", "shuffle")
+    never_reuse_ids("devices")
 
 
 def change_requests() -> None:
@@ -138,6 +139,7 @@ def change_requests() -> None:
     add_index("ix_requests_state_timeout", "requests", "state_timeout")
     add_unique_key("uq_requests_idempotency_key", "requests", "idempotency_key")
     add_index("ix_requests_queue", "requests", "state", "criteria", "queue_key", "id")
+    never_reuse_ids("requests")
 
 
 def change_relay_boards_and_logs() -> None:
@@ -361,6 +363,16 @@ def add_unique_key(name: str, table: str, *columns: str) -> None:
     if name not in {key["name"] for key in sa.inspect(op.get_bind()).get_unique_constraints(table)}:
         with op.batch_alter_table(table) as batch:
             batch.create_unique_constraint(name, list(columns))
+
+
+def never_reuse_ids(table: str) -> None:
+    """Let SQLite remember the highest id there ever was, as MySQL does.
+
+    It does so only for a table made that way; any later change that makes the table anew has to say so again.
+    """
+    if not on_mysql():
+        with op.batch_alter_table(table, recreate="always", table_kwargs={"sqlite_autoincrement": True}):
+            pass
 
 
 def take_any_character(table: str) -> None:
