@@ -14,7 +14,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -24,6 +24,7 @@ from apiflask import APIBlueprint
 from flask import Response, current_app, g, request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from mozpool.clock import Clock
@@ -32,6 +33,7 @@ from mozpool.db import devices
 from mozpool.db.devices import Device, DeviceKey
 from mozpool.db.engine import Database
 from mozpool.errors import BadInput, NotFound
+from mozpool.logbook import Logbook
 
 MAX_BODY = 1024 * 1024
 """Bytes that a call's body may have."""
@@ -79,9 +81,10 @@ def site() -> Site:
 class LongPolls:
     """Keeps long polls from using up all threads that serve calls."""
 
-    def __init__(self, most: int) -> None:
-        """``most`` is how many may wait at a time."""
+    def __init__(self, most: int, step_aside: Callable[[], None] = lambda: None) -> None:
+        """``most`` is how many may wait at a time; ``step_aside`` is called when one begins to."""
         self._free = threading.BoundedSemaphore(most)
+        self._step_aside = step_aside
 
     @contextmanager
     def slot(self, seconds: float) -> Iterator[float]:
@@ -90,6 +93,7 @@ class LongPolls:
             yield 0.0
             return
         try:
+            self._step_aside()
             yield seconds
         finally:
             self._free.release()
@@ -274,7 +278,7 @@ def boot_config(keys: Iterable[str], body: Mapping[str, Any], image: str) -> str
     """The keys that an image wants, as JSON. Raises BadInput when one is missing, or all are too long."""
     for key in keys:
         if key not in body:
-            raise BadInput(f"{key}: is missing, image {image} needs it", field=key)
+            raise BadInput(f"{key} is missing: image {image} needs this key in its boot config", field=key)
     text = json.dumps({key: body[key] for key in keys})
     if len(text) > MAX_TEXT:
         raise BadInput(f"the boot config is longer than {MAX_TEXT} characters")
@@ -286,17 +290,26 @@ def boot_config(keys: Iterable[str], body: Mapping[str, Any], image: str) -> str
 
 def answer(value: Any, status: int = 200) -> Response:
     """A JSON answer."""
-    return Response(json.dumps(value, separators=(",", ":")), status, mimetype="application/json")
+    return Response(json.dumps(value, separators=(",", ":")) + "\n", status, mimetype="application/json")
 
 
 def done() -> Response:
     """204: it was done, and there is nothing to say."""
-    return Response(status=204)
+    said = Response(status=204)
+    del said.headers["Content-Type"]
+    return said
 
 
 def time_text(moment: datetime | None) -> str | None:
     """A time as the old paths write it: ISO-8601 in UTC, whole seconds, without a zone."""
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def write_log(logbook: Logbook) -> None:
+    """Have the lines of the last moments in the database before a log is read. Raises DatabaseAway."""
+    # A line that the database refuses is the business of the logbook's own thread.
+    with suppress(DBAPIError):
+        logbook.flush()
 
 
 def log_lines(lines: Sequence[Any]) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from mozpool.bmm.interfaces import BackendContext
 from mozpool.bmm.registry import Registry
 from mozpool.bmm.service import BMM, POWER_LIMIT, STORAGE_LIMIT
 from mozpool.clock import Clock
-from mozpool.config import Settings, check_state_names
+from mozpool.config import ConfigError, Problem, Settings, check_state_names
 from mozpool.db import images, relay_boards, upkeep
 from mozpool.db.devices import Candidate
 from mozpool.db.engine import Database
@@ -32,11 +33,12 @@ from mozpool.lifeguard.service import LifeGuard
 from mozpool.lifeguard.store import DeviceStore
 from mozpool.links import Links
 from mozpool.logbook import Logbook
-from mozpool.pool.allocation import Matcher
+from mozpool.pool.allocation import MATCH_LANE, Matcher
 from mozpool.pool.operations import RequestOperations
 from mozpool.pool.requestmachine import request_machine
 from mozpool.pool.service import MozPool
 from mozpool.pool.store import RequestStore
+from mozpool.precedence import Precedence
 from mozpool.statedriver import Driver, Effects, Outcome
 from mozpool.statemachine import Tuning
 from mozpool.watchdog import Watchdog
@@ -63,6 +65,23 @@ STOP_LIMIT = 8.0
 """Seconds that running work gets to end when the daemon stops."""
 
 
+def _check_backends(settings: Settings, registry: Registry, defaults: Mapping[str, str]) -> None:
+    """Raise ConfigError when ``[bmm]`` names a backend that is not installed."""
+    problems = [
+        Problem(
+            settings.source or Path("config.ini"),
+            settings.lines.get(("bmm", interface)),
+            "bmm",
+            interface,
+            f"there is no {interface} backend {name!r}; there are: {', '.join(registry.names(interface))}",
+        )
+        for interface, name in defaults.items()
+        if name not in registry.names(interface)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
 class Daemon:
     """An imaging server: built without threads, brought to life by :meth:`start`."""
 
@@ -76,27 +95,37 @@ class Daemon:
     ) -> None:
         """Put the parts together; needs the database for this server's id.
 
-        Raises DatabaseAway, MozpoolError when the database knows no imaging server of this name and none can be added.
+        Raises ConfigError, DatabaseAway, MozpoolError when the database knows no imaging server of this name and none
+        can be added.
         """
         self.settings = settings
         self.clock = clock or Clock()
-        self.rng = rng or random.SystemRandom()
+        self.rng = rng or random.Random()
         speed = settings.testing.speed
         tuning = Tuning(settings.timeouts, settings.tries, speed)
         machines = (device_machine(tuning), request_machine(tuning))
         check_state_names(settings, [name for machine in machines for name in machine.states])
+        bmm_defaults = {name: getattr(settings.bmm, name) for name in ("power", "boot", "probe", "agent")}
+        tftp_root = settings.paths.tftp_root
+        context = BackendContext(
+            clock=self.clock,
+            tftp_root=None if tftp_root is None else str(tftp_root),
+            speed=speed,
+            fping=settings.bmm.fping,
+        )
+        registry = Registry(context, bmm_defaults)
+        _check_backends(settings, registry, bmm_defaults)
         self.database = Database.of(settings.database, clock=self.clock, rng=self.rng)
         self.server_id = self.database.run(lambda conn: images.ensure_imaging_server(conn, settings.server.fqdn))
         self.logbook = Logbook(self.database, self.clock)
         self.timers = Timers(self.clock)
-        self.quick = Lanes("quick", QUICK_WORKERS, self.clock)
-        self.hardware = Lanes("hardware", settings.lifeguard.workers, self.clock)
-        self.calls = Lanes("calls", max(8, settings.lifeguard.workers // 4), self.clock)
+        self.precedence = Precedence(self.clock)
+        give_way = self.precedence.give_way
+        self.quick = Lanes("quick", QUICK_WORKERS, self.clock, give_way=give_way, urgent=frozenset({MATCH_LANE}))
+        self.hardware = Lanes("hardware", settings.lifeguard.workers, self.clock, give_way=give_way)
+        self.calls = Lanes("calls", max(8, settings.lifeguard.workers // 4), self.clock, give_way=give_way)
 
-        bmm_defaults = {name: getattr(settings.bmm, name) for name in ("power", "boot", "probe", "agent")}
-        tftp_root = settings.paths.tftp_root
-        context = BackendContext(clock=self.clock, tftp_root=None if tftp_root is None else str(tftp_root), speed=speed)
-        self.bmm = BMM(Registry(context, bmm_defaults), self.database, self.clock, settings.server.ipaddress)
+        self.bmm = BMM(registry, self.database, self.clock, settings.server.ipaddress)
         links = Links(settings.server.fqdn, self.database)
         common = {
             "clock": self.clock,
@@ -151,6 +180,7 @@ class Daemon:
             lifeguard=self.lifeguard,
             mozpool=self.mozpool,
             hardware=self.hardware,
+            precedence=self.precedence,
         )
         self.watchdog = Watchdog(
             self.clock,
@@ -202,14 +232,20 @@ class Daemon:
         if before.device_id is not None:
             device = self.devices.remembered(before.device_id)
             if device is not None and device.state != "maintenance_mode" and not self.settings.pool.verify_on_return:
-                self.devices.amend(before.device_id, None, claim_id=None, request_id=None, imaging_result=None)
+                self.devices.amend(
+                    before.device_id,
+                    lambda device: device.claim_id == before.claim_id,
+                    claim_id=None,
+                    request_id=None,
+                    imaging_result=None,
+                )
             else:
                 self.devices.forget(before.device_id)
         found = outcome.decision.args.get("device")
         if after is not None and isinstance(found, Candidate):
             self.devices.amend(
                 found.id,
-                found.version,
+                lambda device: device.version == found.version,
                 claim_id=after.claim_id,
                 request_id=after.id,
                 imaging_result=None,

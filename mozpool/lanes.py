@@ -41,8 +41,21 @@ class Lanes:
     Threads are started as they are needed. An exception in a piece of work is logged, never lost and never fatal.
     """
 
-    def __init__(self, name: str, workers: int, clock: Clock) -> None:
-        """``workers`` is the largest number of threads."""
+    def __init__(
+        self,
+        name: str,
+        workers: int,
+        clock: Clock,
+        *,
+        give_way: Callable[[], None] = lambda: None,
+        urgent: frozenset[Hashable] = frozenset(),
+    ) -> None:
+        """``workers`` is the largest number of threads.
+
+        Before each piece of work ``give_way`` is called, which may hold it back for a moment, but in ``urgent`` lanes.
+        """
+        self._give_way = give_way
+        self._urgent = urgent
         self.name = name
         self._workers = workers
         self._clock = clock
@@ -70,6 +83,8 @@ class Lanes:
                     return
                 self._waiting[lane] = deque()
             self._turns.append((lane, work, label))
+            if threading.current_thread().name in self._running and len(self._turns) == 1:
+                return  # this worker is about to end its work, and takes the turn itself
             if self._idle >= len(self._turns):
                 self._wake.notify()
             elif len(self._threads) < self._workers:
@@ -92,6 +107,8 @@ class Lanes:
                 lane, work, label = self._turns.popleft()
                 self._running[me] = (lane, label, self._clock.monotonic())
             try:
+                if lane not in self._urgent:
+                    self._give_way()
                 work()
             except Exception:
                 log.exception("%s failed in lane %s", label or "work", lane)
@@ -103,7 +120,8 @@ class Lanes:
                         if queue:
                             # Behind the others: a long lane must not keep a worker to itself.
                             self._turns.append((lane, *queue.popleft()))
-                            self._wake.notify()
+                            if len(self._turns) > 1:
+                                self._wake.notify()
                         else:
                             del self._waiting[lane]
 

@@ -239,6 +239,7 @@ class Driver(Generic[Row]):
         self._remembered: dict[int, Row] = {}
 
     # Rows as this process last wrote them: they save the load before a transition, whose write has their version.
+    # What is remembered is never newer than the row, and of the row's own version only when it equals the row.
 
     def remembered(self, row_id: int) -> Row | None:
         """The row as it was last written here; others may have written it since."""
@@ -248,22 +249,22 @@ class Driver(Generic[Row]):
         """The row was written by other hands."""
         self._remembered.pop(row_id, None)
 
-    def amend(self, row_id: int, version: int | None, **fields: Any) -> None:
-        """The row was written by a transaction of this process outside of a transition, which raised its version by one.
+    def amend(self, row_id: int, is_before: Callable[[Row], bool], **fields: Any) -> None:
+        """The row was written by this process, outside of a transition, which raised its version by one.
 
-        ``version`` is what it was before, None where nobody looked: then what is remembered may be older than the row,
-        which its version will tell at the next write.
+        ``is_before`` tells whether a row can only be from before that write. What another thread has remembered since
+        would get a version that the row does not have yet, and that somebody else may give it.
         """
         before = self._remembered.get(row_id)
         if before is None:
             return
-        if version is not None and before.version != version:
+        if is_before(before):
+            self._remember(row_id, self.store.amended(before, fields))
+        else:
             self.forget(row_id)
-            return
-        self._remember(row_id, self.store.amended(before, fields))
 
     def _remember(self, row_id: int, row: Row | None) -> None:
-        if row is None:
+        if row is None or not self.store.is_ours(row):
             self._remembered.pop(row_id, None)
             return
         before = self._remembered.get(row_id)
@@ -347,7 +348,8 @@ class Driver(Generic[Row]):
                 # A row that is remembered is good for a change, which has its version; for anything else it is loaded.
                 try:
                     outcome = step(conn, known.pop())
-                    if outcome.status in ("moved", "stayed"):
+                    decision = outcome.decision
+                    if outcome.row is not None and decision is not None and _changes(outcome.row, decision):
                         return outcome
                 except (MozpoolError, NotDue):
                     pass
@@ -484,13 +486,13 @@ class Driver(Generic[Row]):
     def look_at(self, row_id: int) -> Outcome[Row] | None:
         """Send a row the event that is due, if one is; a row whose effect still waits for its lane gets more time."""
         try:
+            now = self.clock.now()
             row = self.remembered(row_id)
-            if row is None or not self.store.may_look_back(row):
+            if row is None or not self._may_look_back(row, now):
                 with self.database.read() as conn:
                     row = self.store.load(conn, row_id)
             if row is None or not self.store.is_ours(row):
                 return None
-            now = self.clock.now()
             event = self._due_event(row, now)
             if event is None:
                 self._set_timer(row_id, self._next_deadline(row, row.state, row.state_timeout), row.attempt)
@@ -500,13 +502,14 @@ class Driver(Generic[Row]):
                 return None
 
             def still_due(found: Row) -> None:
-                if self._due_event(found, self.clock.now()) != event:
+                if not self.store.is_ours(found) or self._due_event(found, self.clock.now()) != event:
                     raise NotDue
 
             outcome = self.handle(row_id, event, attempt=row.attempt, guard=still_due, row=row)
             if outcome.status == "ignored":
                 # Nothing will ever happen at this deadline: without this it would be due for ever.
                 self.database.run(lambda conn: self.store.postpone(conn, row_id, row.attempt, None))
+                self.forget(row_id)
             return outcome
         except NotDue:
             self.wake(row_id)
@@ -515,6 +518,12 @@ class Driver(Generic[Row]):
             log.debug("%s %d is due but %s", self.store.kind, row_id, error)
             self.timers.set((self.store.kind, row_id), 1.0, lambda: self.wake(row_id))
             return None
+
+    def _may_look_back(self, row: Row, now: datetime) -> bool:
+        """Whether a remembered row will do: what is due leads to a write, which notices when the row is another."""
+        if not self.store.may_look_back(row) or self._due_event(row, now) is None:
+            return False
+        return self.effects is None or not self.effects.waits(row.id, row.attempt)
 
     def _due_event(self, row: Row, now: datetime) -> str | None:
         expiry = self.store.expiry(row)
@@ -529,6 +538,7 @@ class Driver(Generic[Row]):
         limit = self.machine.timeout_of(row.state) or 1.0
         deadline = now + timedelta(seconds=limit)
         if self.database.run(lambda conn: self.store.postpone(conn, row.id, attempt, deadline)):
+            self.forget(row.id)
             self._set_timer(row.id, self._next_deadline(row, row.state, deadline), attempt)
 
     def effect_starts(self, row: Row, attempt: int) -> None:
@@ -546,6 +556,8 @@ class Driver(Generic[Row]):
         The safety net under the timers, and what goes on after a restart: with ``jitter``, rows that are overdue are
         spread over so many seconds. Raises DatabaseAway.
         """
+        # What other tables add to a row (names, backends of its hardware) may change without its version.
+        self._remembered.clear()
         now = self.clock.now()
         with self.database.read() as conn:
             found = self.store.due(conn, now + timedelta(seconds=horizon), limit)

@@ -62,6 +62,10 @@ class Hardware:
         """Write a line into a device's log."""
         self._logbook.add("device", device.id, device.name, "bmm", message, level=level)
 
+    def write_log(self) -> None:
+        """Have the lines of the last moments in the database. Raises DatabaseAway."""
+        apikit.write_log(self._logbook)
+
 
 def hardware() -> Hardware:
     """The hardware of this server."""
@@ -196,6 +200,7 @@ def relay_test(name: str) -> Response:
 def device_log(name: str) -> Response:
     """Log of a device."""
     query = apikit.query(LogQuery)
+    hardware().write_log()
     with site().database.read() as conn:
         key = apikit.device_key(conn, name)
         since = None if query.timeperiod is None else site().clock.now() - timedelta(seconds=query.timeperiod)

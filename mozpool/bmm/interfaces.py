@@ -45,6 +45,8 @@ class BackendContext:
     """Directory that the TFTP server serves; None where this server offers no network boot."""
     speed: float = 1.0
     """Divides the pauses that a protocol asks for; 1 outside of tests with fakes."""
+    fping: str = "fping"
+    """Name or path of the program fping."""
 
 
 class Power(ABC):

@@ -20,7 +20,7 @@ from mozpool.db import schema
 from mozpool.db.engine import Database, reason
 from mozpool.errors import MozpoolError
 
-_PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+_PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 class _Commands(click.Group):
@@ -36,13 +36,20 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="Configuration file (config.ini)."
+)
 @click.version_option(__version__, prog_name="mozpool-db")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context, config_file: str | None) -> None:
     """Make, upgrade, check and fill Mozpool's database.
 
-    It is the one that [database] engine in config.ini (or in the file that $MOZPOOL_CONFIG names) says. The exit status
-    is 0 on success, 1 when something failed, 2 when the command line was wrong.
+    It is the one that [database] engine in the configuration says: in the file of --config or $MOZPOOL_CONFIG, else in
+    the first that exists of ./config.ini, config.ini in the checkout that runs, and /etc/mozpool/config.ini.
+
+    The exit status is 0 on success, 1 when something failed, 2 when the command line was wrong.
     """
+    ctx.obj = config_file
 
 
 @main.command("create-schema")
@@ -90,10 +97,10 @@ def current() -> None:
 
 @main.command()
 def check() -> None:
-    """Compare the database with what this version of Mozpool needs.
+    """Compare the database with what is needed.
 
-    Prints what differs, a line each, and ends with status 1 when anything does. For an empty database and one of
-    another version it says which command to run.
+    That is what this version of Mozpool makes. Prints what differs, a line each, and ends with status 1 when anything
+    does. For an empty database and one of another version it says which command to run.
     """
     with _database(must_exist=True) as (_settings, database):
         problems = schema.check(database)
@@ -106,9 +113,10 @@ def check() -> None:
 
 @main.command("dump-schema")
 def dump_schema() -> None:
-    """Print the schema as SQL for MySQL: tables, log partitions, procedures.
+    """Print the schema as SQL for MySQL.
 
-    This is how sql/schema.sql is made. Neither configuration nor database is needed.
+    Tables, log partitions and procedures: this is how sql/schema.sql is made. Neither configuration nor database is
+    needed.
     """
     click.echo(schema.dump(), nl=False)
 
@@ -126,7 +134,7 @@ def run(file: str, arguments: tuple[str, ...]) -> None:
     _run(file, arguments)
 
 
-@main.command(context_settings=_PASS_ON)
+@main.command(context_settings={**_PASS_ON, "help_option_names": []})
 @click.argument("arguments", metavar="-d COUNT -p PORT", nargs=-1, type=click.UNPROCESSED)
 def testdata(arguments: tuple[str, ...]) -> None:
     """Fill in fake devices: short for `run testdata.py`.
@@ -164,7 +172,7 @@ def _find(file: str) -> Path:
 @contextmanager
 def _database(*, must_exist: bool) -> Iterator[tuple[config.Settings, Database]]:
     """The configuration and the database it names, which is closed afterwards."""
-    settings = config.load()
+    settings = config.load(click.get_current_context().obj)
     database = Database.of(settings.database, clock=Clock())
     if must_exist and database.dialect == "sqlite" and not Path(str(database.url.database)).exists():
         raise click.ClickException(f"{database.name} does not exist: make it with `mozpool-db create-schema`.")

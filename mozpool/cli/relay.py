@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import click
 
+from mozpool import __version__
 from mozpool.bmm.backends.proxr import Board, ProXRPower, RelayInfo
 from mozpool.bmm.interfaces import BackendContext, Target
 from mozpool.clock import Clock, Deadline
@@ -25,7 +26,8 @@ def _board(ctx: click.Context, param: click.Parameter, value: str) -> Board:
         raise click.BadParameter(e.message) from e
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="relay")
 def main() -> None:
     """Switch the power of a device that hangs on a ProXR relay board.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import re
 import signal
 import socket
 import sys
@@ -16,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 
 import click
-from waitress.server import create_server
 
 from mozpool import __version__
 from mozpool.clock import Clock
@@ -26,6 +26,7 @@ from mozpool.db import schema
 from mozpool.db.engine import Database
 from mozpool.errors import MozpoolError
 from mozpool.web.app import create_app
+from mozpool.web.http import make_server
 
 log = logging.getLogger("mozpool")
 
@@ -39,19 +40,30 @@ def configure_logging(settings: Settings) -> None:
     if settings.server.syslog:
         handlers.append(logging.handlers.SysLogHandler(address=settings.server.syslog))
     logging.basicConfig(level=settings.server.log_level, format=FORMAT, handlers=handlers, force=True)
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    for name in ("alembic", "apscheduler"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
+def _port(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    if not re.fullmatch(r"\d{1,5}", value, re.ASCII) or not 1 <= int(value) <= 65535:
+        raise click.BadParameter(f"{value!r} is not a port, 1 to 65535; a configuration file is named by --config FILE")
+    return int(value)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("port", type=click.IntRange(1, 65535), required=False)
+@click.argument("port", callback=_port, required=False)
 @click.option("--config", type=click.Path(exists=True, dir_okay=False), help="Configuration file (config.ini).")
 @click.version_option(__version__, prog_name="mozpool-server")
 def main(port: int | None, config: str | None) -> None:
     """Serve a pool of devices: the HTTP API, the web pages and the drivers of this imaging server.
 
-    PORT replaces the configured one. The configuration is read from --config, $MOZPOOL_CONFIG, ./config.ini or
-    /etc/mozpool/config.ini.
+    PORT replaces the configured one.
+
+    The configuration is the file of --config or $MOZPOOL_CONFIG, else the first that exists of ./config.ini,
+    config.ini in the checkout that runs, and /etc/mozpool/config.ini; without any, the defaults hold.
     """
     try:
         settings = load(config)
@@ -73,17 +85,7 @@ def serve(settings: Settings) -> None:
     _prepare_database(settings)
     daemon = Daemon(settings)
     app = create_app(daemon.services)
-    server = create_server(
-        app,
-        host=settings.server.listen,
-        port=settings.server.port,
-        threads=settings.server.threads,
-        connection_limit=2000,
-        asyncore_use_poll=True,
-        channel_request_lookahead=1,
-        max_request_body_size=2 * 1024 * 1024,
-        ident="mozpool",
-    )
+    server = make_server(app, settings.server)
     ending = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -48,6 +48,9 @@ Exit codes:
 there was no device for it, or the device was lost meanwhile: the reason is on standard error.
 """
 
+MISSING = re.compile(r"\bis missing\b")
+"""How servers say that a boot config key is not there."""
+
 POLL = 2.0
 """Seconds between two looks at a request whose progress somebody watches."""
 
@@ -92,7 +95,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ClientError as error:
-            output.error_line(error.message)
+            _tell(error)
             if ctx.meta.get("json"):
                 code = error.code or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
                 click.echo(output.document({"error": {"code": code, "message": error.message}}))
@@ -101,6 +104,14 @@ class Commands(click.Group):
             ctx.exit(stopped.exit_code)
         except (KeyboardInterrupt, click.Abort):
             ctx.exit(128 + signal.SIGINT)
+
+
+def _tell(error: ClientError) -> None:
+    """Say what went wrong, and what helps where it is known."""
+    output.error_line(error.message)
+    if isinstance(error, BadRequest) and error.field and MISSING.search(error.message):
+        # All that every request needs is always sent: what is missing is one of the image's own keys.
+        output.error_line(f"name it with --boot-config {error.field}=VALUE")
 
 
 def exit_code(error: ClientError) -> int:
@@ -255,7 +266,7 @@ def devices(
 @json_option
 @click.pass_obj
 def images(client: Client, as_json: bool) -> None:
-    """List what can be installed, and the boot config keys that each image needs."""
+    """List the images, and the boot config keys that they need."""
     found = client.images()
     if as_json:
         click.echo(output.document([image.raw for image in found]))
@@ -270,7 +281,10 @@ def images(client: Client, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def requests(client: Client, as_json: bool, everything: bool, mine: bool) -> None:
-    """List requests that are open or failed."""
+    """List requests that are open or failed.
+
+    DEVICE is the device that a request has, or had last if it has ended.
+    """
     found = client.requests(include_closed=everything, assignee=client.assignee if mine else None)
     if mine:
         # Old servers don't know the filter.
@@ -282,7 +296,7 @@ def requests(client: Client, as_json: bool, everything: bool, mine: bool) -> Non
         (
             request.id,
             request.state,
-            request.assigned_device,
+            request.assigned_device or request.last_device,
             request.requested_device,
             request.image,
             request.assignee,
@@ -417,7 +431,9 @@ def return_(client: Client, target: str) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def run(ctx: click.Context, /, ready_within: float | None, command: tuple[str, ...], **options: Any) -> None:
-    """Run COMMAND while holding a device with IMAGE on it: mozpool run IMAGE [OPTIONS] -- COMMAND...
+    """Run COMMAND while holding a device with IMAGE.
+
+    That is: mozpool run IMAGE [OPTIONS] -- COMMAND...
 
     The command finds MOZPOOL_DEVICE, MOZPOOL_DEVICE_ADDRESS, MOZPOOL_REQUEST_ID and MOZPOOL_SERVER in its environment.
     The device is kept as long as it runs, and given back however it ends. Signals are handed on to it; after SIGTERM
@@ -438,7 +454,7 @@ def run(ctx: click.Context, /, ready_within: float | None, command: tuple[str, .
             with hold as held:
                 code = _run(child, command, held, hold.request, signals)
         except ClientError as error:
-            output.error_line(error.message)
+            _tell(error)
             if code is None or hold.error is not None:
                 code = NOT_RUN
         except Stopped as stopped:
@@ -535,9 +551,10 @@ def offline(client: Client, device: str, reason: str | None) -> None:
 def exec_(
     ctx: click.Context, device: str, command: tuple[str, ...], limit: float, request_id: int | None, as_json: bool
 ) -> None:
-    """Run COMMAND on a device by its agent: mozpool exec DEVICE -- COMMAND...
+    """Run COMMAND on a device by its agent.
 
-    Prints what it printed, and ends with its exit code where the agent tells it.
+    That is: mozpool exec DEVICE -- COMMAND... It prints what COMMAND printed, and ends with its exit code where the
+    agent tells it.
     """
     client: Client = ctx.obj
     result = client.agent_exec(device, command, limit, request_id=request_id)

@@ -151,6 +151,8 @@ class Request:
     """Why it failed or was closed, or why it waits."""
     waiting: Waiting | None
     """Why it waits, while it does."""
+    last_device: str | None
+    """In lists: the device that it has, or had last if it has ended."""
     raw: Json = field(repr=False, compare=False)
 
     @classmethod
@@ -173,6 +175,7 @@ class Request:
             url=_text(raw.get("url")),
             reason=_text(raw.get("reason")),
             waiting=_waiting(raw),
+            last_device=_text(raw.get("last_device")),
             raw=raw,
         )
 
@@ -194,6 +197,8 @@ class Status:
     state: str
     log: tuple[LogLine, ...]
     device: str | None
+    claimed_at: datetime | None
+    """When it got that."""
     reason: str | None
     waiting: Waiting | None
     raw: Json = field(repr=False, compare=False)
@@ -205,6 +210,7 @@ class Status:
             state=str(raw["state"]),
             log=LogLine.parse_list(raw),
             device=_text(raw.get("assigned_device")),
+            claimed_at=_time(raw.get("claimed_at")),
             reason=_text(raw.get("reason")),
             waiting=_waiting(raw),
             raw=raw,

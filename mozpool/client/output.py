@@ -15,7 +15,7 @@ import click
 
 from mozpool.client.api import Client, Progress
 from mozpool.client.errors import ClientError
-from mozpool.client.models import READY, LogLine, Waiting
+from mozpool.client.models import READY, Waiting
 
 TRANSITION = re.compile(r"(\w+) -> (\w+)\b")
 """How the log of a device tells that its state has changed."""
@@ -77,8 +77,8 @@ class ProgressLines:
         left = f"  {plain(progress.previous):<30} {progress.seconds:6.1f} s" if progress.changed else ""
         if left and progress.previous == QUEUED:
             self._line(left)
-        if status.device is not None and not status.ended:
-            self._show_device(status.device, _claimed(status.log))
+        if status.device is not None and status.claimed_at is not None and not status.ended:
+            self._show_device(status.device, status.claimed_at)
         if left and progress.previous not in (None, QUEUED):
             self._line(left)
         if status.waiting is not None and status.waiting != self._waiting:
@@ -102,7 +102,7 @@ class ProgressLines:
         self._stream.write(f"{CLEAR_LINE if self._live else ''}{text}\n")
         self._stream.flush()
 
-    def _show_device(self, device: str, since: datetime | None) -> None:
+    def _show_device(self, device: str, since: datetime) -> None:
         """Show the states that the device has left since it was claimed at this time, by its own log."""
         try:
             log = self._client.log(device, limit=100)
@@ -115,23 +115,17 @@ class ProgressLines:
             if found is None or line.timestamp is None or line.id <= self._last_line:
                 continue
             self._last_line = line.id
+            if line.timestamp < since:
+                # For those who had it before.
+                self._entered = None
+                continue
             if self._entered is not None and not found[1].startswith(AT_ONCE):
                 # Logs tell whole seconds.
                 seconds = int((line.timestamp - self._entered).total_seconds()) or "<1"
                 self._line(f"    {plain(f'{device} {found[1]}'):<28} {seconds:>4}   s")
             # Only ready devices are claimed: what comes before it left that state was not for this request.
-            before = since is not None and line.timestamp < since
-            if not before and (self._entered is not None or found[1] == READY):
+            if self._entered is not None or found[1] == READY:
                 self._entered = line.timestamp
-
-
-def _claimed(log: Sequence[LogLine]) -> datetime | None:
-    """When a request last found a device, by its log."""
-    for line in reversed(log):
-        found = TRANSITION.match(line.message)
-        if found is not None and found[1] == QUEUED:
-            return line.timestamp
-    return None
 
 
 def error_line(message: str) -> None:

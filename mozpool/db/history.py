@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Table, bindparam, insert, select
 
 from mozpool.db.tables import device_history, request_history
 
+_INSERTS = {table.name: insert(table) for table in (device_history, request_history)}
 _KEYS = {device_history.name: device_history.c.device_id, request_history.name: request_history.c.request_id}
 
 
@@ -63,7 +64,7 @@ def add(
             )
         before = state
     if rows:
-        conn.execute(insert(table), rows)
+        conn.execute(_INSERTS[table.name], rows)
 
 
 def has_token(conn: Connection, table: Table, row_id: int, version: int, token: str) -> bool:

@@ -106,6 +106,7 @@ def state_change(name: str, old: str, new: str) -> Response:
 @endpoint(blueprint, "/device/<name>/status/", "GET", answers=schemas.DeviceStatus, errors=[404])
 def device_status(name: str) -> Response:
     """State and log of a device."""
+    apikit.write_log(lifeguard().driver.logbook)
     with site().database.read() as conn:
         row = apikit.device(conn, name)
         lines = logs.latest(conn, device_logs, row.id)

@@ -117,7 +117,7 @@ class DeviceStore:
         return replace(row, version=row.version + 1, **fields)
 
     def after(self, row: Device, change: Change, learned: Mapping[str, Any]) -> Device | None:
-        """The names of images are the table's to tell, unless they stay, go, or the next one becomes the present one."""
+        """The names of images are the table's to tell, unless they stay, go, or the next becomes the present one."""
         values = change.values(row) | dict(learned)
         values["state_counters"] = dict(change.counters)
         values["version"] = row.version + 1

@@ -46,7 +46,10 @@ LOOK = 50
 """As many waiting requests are read at once; a longer queue is looked at by what its requests want."""
 
 ROUNDS = 20
-"""How often one request may lose all its candidates to others within a run."""
+"""How often a call may lose claims to others, or find that a run has to begin anew, before it is left for later."""
+
+MATCH_LANE = "match"
+"""The lane that matching runs in when it was not asked for by a call."""
 
 CLAIM_LIMIT = 5.0
 """Seconds to wait for a claim that another thread makes."""
@@ -86,6 +89,17 @@ def conditions(criteria: Criteria, *, hardware: frozenset[int]) -> list[ColumnEl
     return found + devices.has_labels(criteria.labels)
 
 
+@dataclass(eq=False)
+class _Claim:
+    """A request and the device that it is to claim."""
+
+    request: Request
+    device: Candidate
+    made: bool = False
+    done: threading.Event = field(default_factory=threading.Event)
+    """Set when it is made, or never will be."""
+
+
 @dataclass
 class _Plan:
     """What a run has seen and decided so far."""
@@ -93,8 +107,10 @@ class _Plan:
     unserved: dict[str, Criteria] = field(default_factory=dict)
     """Criteria, by key, of requests that found nothing: nobody behind them may get a device that fits them."""
     found: dict[tuple[str, str], list[Candidate]] = field(default_factory=dict)
-    pairs: dict[int, tuple[Request, Candidate]] = field(default_factory=dict)
-    """Request id → the request and the device that it is to claim."""
+    claims: dict[int, _Claim] = field(default_factory=dict)
+    """By request id."""
+    taken: set[int] = field(default_factory=set)
+    """Devices that are planned for somebody, now or by an earlier run."""
 
 
 class Matcher:
@@ -115,17 +131,19 @@ class Matcher:
         self._last_run = 0
         self._pending = threading.Lock()
         self._hardware: dict[int, tuple[float, frozenset[int]]] = {}
-        # Guarded by the lock of planning: who waits for which request, planned claims and those that are being made.
+        # How many calls wait for a request. With a lock of its own: who calls during a run is seen by that run.
+        self._calling = threading.Lock()
         self._callers: Counter[int] = Counter()
-        self._planned: dict[int, tuple[Request, Candidate]] = {}
-        self._claiming: dict[int, threading.Event] = {}
+        # Guarded by the lock of planning: planned claims, those that are being made, and the devices of both.
+        self._planned: dict[int, _Claim] = {}
+        self._claiming: dict[int, _Claim] = {}
         self._reserved: set[int] = set()
         self.on_match: list[Callable[[int], None]] = []
 
     def wake(self) -> None:
         """Match soon, from a worker: a device may have become free."""
         if self._pending.acquire(blocking=False):
-            self._quick.submit("match", self._woken, "matching")
+            self._quick.submit(MATCH_LANE, self._woken, "matching")
 
     def _woken(self) -> None:
         self._pending.release()
@@ -142,7 +160,7 @@ class Matcher:
         had to go without. Raises DatabaseAway.
         """
         if request_id is not None:
-            with self._planning:
+            with self._calling:
                 self._callers[request_id] += 1
         try:
             for _ in range(ROUNDS):
@@ -151,68 +169,80 @@ class Matcher:
             self.wake()
         finally:
             if request_id is not None:
-                with self._planning:
-                    self._callers[request_id] -= 1
-                    if not self._callers[request_id]:
-                        del self._callers[request_id]
-                    left = self._planned.pop(request_id, None)
-                    if left is not None:
-                        self._reserved.discard(left[1].id)
+                self._leave(request_id)
+
+    def _leave(self, request_id: int) -> None:
+        """A caller goes; what somebody has planned for it since its last look is for another run to plan anew."""
+        with self._planning, self._calling:
+            self._callers[request_id] -= 1
+            if self._callers[request_id]:
+                return
+            del self._callers[request_id]
+            left = self._planned.pop(request_id, None)
+            if left is not None:
+                self._reserved.discard(left.device.id)
+        if left is not None:
+            self.wake()
 
     def _match_once(self, request_id: int | None) -> bool:
-        """Plan, unless somebody has planned since the call, and claim; answer whether a claim was lost to others."""
+        """Plan, unless somebody has planned since the call, and claim; answer whether a planned claim was not made."""
         ticket = next(self._tickets)
-        jobs: list[tuple[Request, Candidate]] = []
         with self._planning:
             if self._last_run < ticket:
                 begun = next(self._tickets)
                 self._planned.update(self._plan())
                 self._last_run = begun
-            mine = [key for key in self._planned if key == request_id or not self._callers[key]]
-            for key in mine:
-                jobs.append(self._planned.pop(key))
-                self._claiming[key] = threading.Event()
+            with self._calling:
+                mine = [key for key in self._planned if key == request_id or not self._callers[key]]
+            # Its own first: somebody waits for the answer.
+            claims = [self._planned.pop(key) for key in sorted(mine, key=lambda key: key != request_id)]
+            self._claiming.update((claim.request.id, claim) for claim in claims)
             others = self._claiming.get(request_id) if request_id is not None and request_id not in mine else None
-        lost = False
-        for number, (request, candidate) in enumerate(jobs):
-            try:
-                lost |= not self._claim(request, candidate)
-            except BaseException:
-                for following, reserved in jobs[number + 1 :]:
-                    self._done(following, reserved)
-                raise
-        if others is not None:
-            others.wait(CLAIM_LIMIT)
-        return lost
-
-    def _claim(self, request: Request, candidate: Candidate) -> bool:
-        """Make a planned claim; False when the device was lost to others, or the request has begun another time limit."""
         try:
-            args = {"device": candidate}
-            outcome = self._driver.handle(request.id, "device_found", args, attempt=request.attempt, row=request)
-        except LOST_CLAIM:
-            return False
+            for claim in claims:
+                self._make(claim)
         finally:
-            self._done(request, candidate)
-        if outcome.status == "moved":
+            for claim in claims:
+                self._done(claim)
+        if others is not None and self._driver.clock.wait(others.done, CLAIM_LIMIT):
+            claims.append(others)
+        # Whatever became of its request: the device was kept from others meanwhile, who must get their turn now.
+        return not all(claim.made for claim in claims)
+
+    def _make(self, claim: _Claim) -> None:
+        """Make a planned claim, unless the device was lost to others or the request has gone on."""
+        request = claim.request
+        try:
+            outcome = self._driver.handle(
+                request.id, "device_found", {"device": claim.device}, attempt=request.attempt, row=request
+            )
+            claim.made = outcome.status == "moved"
+        except LOST_CLAIM:
+            return
+        finally:
+            self._done(claim)
+        if claim.made:
             for tell in self.on_match:
                 tell(request.id)
-            return True
-        return outcome.row is None or outcome.row.state != requests.QUEUED
 
-    def _done(self, request: Request, candidate: Candidate) -> None:
+    def _done(self, claim: _Claim) -> None:
+        """Reserve nothing for this claim any more; calls that come after the first change nothing."""
         with self._planning:
-            self._reserved.discard(candidate.id)
-            self._claiming.pop(request.id).set()
+            if not claim.done.is_set():
+                self._reserved.discard(claim.device.id)
+                del self._claiming[claim.request.id]
+                claim.done.set()
 
-    def _plan(self) -> dict[int, tuple[Request, Candidate]]:
+    def _plan(self) -> dict[int, _Claim]:
         """Who is to claim what. Devices and requests whose claims are on their way are left alone."""
         for _ in range(ROUNDS):
-            plan = _Plan()
+            plan = _Plan(taken=set(self._reserved))
             with self._database.read() as conn:
                 if all(self._serve(conn, request, plan) for request in self._queue(conn, plan)):
-                    self._reserved |= {candidate.id for _, candidate in plan.pairs.values()}
-                    return plan.pairs
+                    self._reserved = plan.taken
+                    return plan.claims
+        # Devices come free faster than they can be planned for.
+        self._driver.timers.set("match", RETRY, self.wake)
         return {}
 
     def _queue(self, conn: Connection, plan: _Plan) -> Iterator[Request]:
@@ -245,16 +275,16 @@ class Matcher:
         criteria = Criteria.of(request)
         if criteria.key in plan.unserved:
             return True
-        taken = self._reserved | {candidate.id for _, candidate in plan.pairs.values()}
         wish = (criteria.key, boot_config_hash(request.boot_config))
-        found = [candidate for candidate in plan.found.get(wish, ()) if candidate.id not in taken]
+        found = [candidate for candidate in plan.found.get(wish, ()) if candidate.id not in plan.taken]
         if not found:
-            some = self._candidates(conn, request, criteria, taken)
+            some = self._candidates(conn, request, criteria, plan.taken)
             if some and self._somebody_was_before(conn, some, list(plan.unserved.values())):
                 return False
             found = plan.found[wish] = some
         if found:
-            plan.pairs[request.id] = (request, found[0])
+            plan.claims[request.id] = _Claim(request, found[0])
+            plan.taken.add(found[0].id)
         else:
             plan.unserved[criteria.key] = criteria
         return True
@@ -286,12 +316,12 @@ class Matcher:
             known = self._hardware[image_id] = (now, images.hardware_for(conn, image_id))
         return known[1]
 
-    @staticmethod
-    def _somebody_was_before(conn: Connection, found: list[Candidate], unserved: list[Criteria]) -> bool:
+    def _somebody_was_before(self, conn: Connection, found: list[Candidate], unserved: list[Criteria]) -> bool:
         """Whether a candidate also fits a request that was before this one and found nothing: it just came free."""
         ids = [candidate.id for candidate in found]
         for criteria in unserved:
-            hardware = images.hardware_for(conn, criteria.image_id) if criteria.image_id is not None else frozenset()
+            # As _candidates has it, or the two would disagree in every round.
+            hardware = self._hardware_for(conn, criteria.image_id)
             wanted = [devices_table.c.id.in_(ids), *conditions(criteria, hardware=hardware)]
             if devices.candidates(conn, wanted, start=0, limit=1):
                 return True
@@ -331,6 +361,28 @@ def count_matching(conn: Connection, criteria: Criteria) -> tuple[int, int]:
     return free, len(matching)
 
 
+BUSY, FAILED, OUT, FREE = CONDITIONS = ("being prepared or tested", "failed", "out of service", "just become free")
+"""What may be said of devices that nobody has, in the order in which it is said."""
+
+
+def _condition(device: Device) -> str:
+    if device.state == "ready":
+        return FREE
+    if device.state.startswith("failed_"):
+        return FAILED
+    return OUT if device.state in ("locked_out", "troubleshooting", "maintenance_mode") else BUSY
+
+
+def _reason_of_one(conn: Connection, device: Device) -> str:
+    """Why a device that was asked for by its name can't be had."""
+    if device.claim_id is not None:
+        for _, assignee, expires in requests.holders(conn, [device.id]):
+            return f"{device.name} is taken by {assignee} until {expires:%Y-%m-%d %H:%M:%S}"
+        return f"{device.name} is taken"
+    condition = _condition(device)
+    return f"{device.name} {'has' if condition in (FAILED, FREE) else 'is'} {condition}"
+
+
 def _reason(conn: Connection, criteria: Criteria, matching: list[Device]) -> str:
     if not matching:
         if criteria.environment != ANY and criteria.environment not in devices.environments(conn):
@@ -339,12 +391,14 @@ def _reason(conn: Connection, criteria: Criteria, matching: list[Device]) -> str
         if criteria.device == ANY and criteria.image_id is not None:
             return f"there is no {wanted} that the image can be put on"
         return f"there is no {wanted}"
+    if criteria.device != ANY:
+        return _reason_of_one(conn, matching[0])
     total = len(matching)
     taken = [device for device in matching if device.claim_id is not None]
     rest = [device for device in matching if device.claim_id is None]
-    failed = [device for device in rest if device.state.startswith("failed_")]
-    out = [device for device in rest if device.state in ("locked_out", "troubleshooting", "maintenance_mode")]
-    busy = [device for device in rest if device not in failed and device not in out and device.state != "ready"]
+    counts = Counter(_condition(device) for device in rest)
+    if counts[FREE] == total:
+        return "a matching device has just become free"
     parts = []
     if taken:
         names = {device.id: device.name for device in taken}
@@ -352,15 +406,11 @@ def _reason(conn: Connection, criteria: Criteria, matching: list[Device]) -> str
             f"{names[device_id]} by {assignee} until {expires:%Y-%m-%d %H:%M:%S}"
             for device_id, assignee, expires in requests.holders(conn, list(names))[:SHOWN]
         ]
-        more = f" and {len(taken) - SHOWN} more" if len(taken) > SHOWN else ""
-        parts.append(f"{len(taken)} taken ({', '.join(holders)}{more})")
-    if busy:
-        parts.append(f"{len(busy)} being prepared or tested")
-    if failed:
-        parts.append(f"{len(failed)} failed")
-    if out:
-        parts.append(f"{len(out)} out of service")
-    if not parts:
-        return "a matching device has just become free"
+        # Who has given a device back a moment ago is not named.
+        if len(holders) < len(taken):
+            more = f"{len(taken) - len(holders)} more"
+            holders = [*holders[:-1], f"{holders[-1]} and {more}"] if holders else []
+        parts.append(f"{len(taken)} taken" + (f" ({', '.join(holders)})" if holders else ""))
+    parts += [f"{counts[condition]} {condition}" for condition in CONDITIONS if counts[condition]]
     noun = "device" if total == 1 else "devices"
     return f"{total} matching {noun}: {', '.join(parts)}"

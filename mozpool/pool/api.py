@@ -8,21 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response, current_app, request
-from sqlalchemy import Connection
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection, select
 
 from mozpool import __version__, apikit
 from mozpool.apikit import MAX_POLL, Empty, Input, Log, LogQuery, answer, done, endpoint, site
-from mozpool.db import claims, devices, images, logs, requests
+from mozpool.db import claims, devices, images, logs, requests, tables
 from mozpool.db.devices import Device
 from mozpool.db.requests import Request
-from mozpool.db.tables import request_logs
+from mozpool.db.tables import claim_history, request_logs
 from mozpool.errors import BadInput, Conflict, NotFound
 from mozpool.pool import schemas
 from mozpool.pool.allocation import Waiting
@@ -46,6 +47,12 @@ OWN_EVENTS = frozenset(
 
 IDEMPOTENCY_KEY = 128
 """The longest Idempotency-Key."""
+
+FRESH = 2.0
+"""Seconds after which the lines of a change have long been written."""
+
+IDS_AT_ONCE = 500
+"""How many ids one statement may name."""
 
 
 def mozpool() -> MozPool:
@@ -220,7 +227,8 @@ def image_list() -> Response:
 def request_device(name: str) -> Response:
     """Ask for a device by name, or for `any`.
 
-    The answer comes at once unless `wait` is given in the query. A named device that is taken, when the request may not
+    The answer comes at once unless `wait` is given in the query: then as soon as a device is claimed, not when it is
+    ready (for that, ask `/api/request/ID/status/?wait=S`). A named device that is taken, when the request may not
     queue, is 409 with the same body: the request is closed then and holds nothing.
     """
     query = apikit.query(schemas.WaitQuery)
@@ -312,7 +320,20 @@ def _if_open(service: MozPool, request_id: int) -> Request | None:
 # --- Reading requests ---
 
 
-@endpoint(blueprint, "/request/list/", answers=schemas.RequestList, query=schemas.RequestListQuery, errors=[400])
+class RequestListItem(schemas.RequestInfo):
+    """A request."""
+
+    last_device: str | None = Field(description="The device that it has, or had last if it has ended.")
+
+
+class RequestList(BaseModel):
+    """Requests in the order of their ids; `next_cursor` only where `limit` was given."""
+
+    requests: list[RequestListItem]
+    next_cursor: int | None = None
+
+
+@endpoint(blueprint, "/request/list/", answers=RequestList, query=schemas.RequestListQuery, errors=[400])
 def request_list() -> Response:
     """List of requests; those that failed stay until they are returned or expire."""
     query = apikit.query(schemas.RequestListQuery)
@@ -326,13 +347,29 @@ def request_list() -> Response:
     more = None if query.limit is None else query.limit + 1
     with site().database.read() as conn:
         rows = requests.find(conn, wanted, site().clock.now(), after=query.cursor, limit=more)
+        had = _last_devices(conn, [row.id for row in rows if not row.is_open])
     reasons = mozpool().reasons(rows)
     shown = []
     for row in rows:
         info = request_info(row, None)
         info["reason"] = reasons.get(row.id, row.reason)
+        info["last_device"] = row.device or had.get(row.id)
         shown.append(info)
     return answer(apikit.page("requests", rows, query.limit, shown))
+
+
+def _last_devices(conn: Connection, request_ids: Sequence[int]) -> dict[int, str]:
+    """Request id → the device that it had last, for those that had one."""
+    found: dict[int, str] = {}
+    for start in range(0, len(request_ids), IDS_AT_ONCE):
+        query = (
+            select(claim_history.c.request_id, tables.devices.c.name)
+            .join(tables.devices, tables.devices.c.id == claim_history.c.device_id)
+            .where(claim_history.c.request_id.in_(request_ids[start : start + IDS_AT_ONCE]))
+            .order_by(claim_history.c.id)
+        )
+        found.update((row[0], row[1]) for row in conn.execute(query))
+    return found
 
 
 @endpoint(blueprint, "/request/<number>/details/", answers=schemas.RequestDetails, errors=[400, 404])
@@ -344,10 +381,16 @@ def request_details(number: str) -> Response:
     return answer({**info, "request": info})
 
 
+class RequestStatus(schemas.RequestStatus):
+    """State and log."""
+
+    claimed_at: str | None = Field(description="When it got its device, whose log begins long before.")
+
+
 @endpoint(
     blueprint,
     "/request/<number>/status/",
-    answers=schemas.RequestStatus,
+    answers=RequestStatus,
     query=schemas.StatusQuery,
     errors=[400, 404],
 )
@@ -360,19 +403,41 @@ def request_status(number: str) -> Response:
         with site().long_polls.slot(min(query.wait, MAX_POLL)) as seconds:
             row = service.wait_for_change(row.id, row.state, seconds)
     info = request_info(row, service.waiting(row))
+    if _is_fresh(row):
+        apikit.write_log(service.driver.logbook)
     with site().database.read() as conn:
         lines = logs.latest(conn, request_logs, row.id)
-    return answer({**{key: info[key] for key in _IN_STATUS}, "log": apikit.log_lines(lines)})
+        claim = claims.of_request(conn, row.id, limit=1) if row.claim_id is not None else []
+    return answer(
+        {
+            **{key: info[key] for key in _IN_STATUS},
+            "claimed_at": apikit.time_text(claim[0].claimed_at) if claim else None,
+            "log": apikit.log_lines(lines),
+        }
+    )
 
 
 _IN_STATUS = tuple(key for key in schemas.RequestStatus.model_fields if key != "log")
+
+
+def _is_fresh(row: Request) -> bool:
+    """Whether a request has just got where its callers wait for it: its last lines may not be written yet.
+
+    Who waits longer asks again, so answers on the way there are not worth a transaction.
+    """
+    if row.is_open and row.state != "ready":
+        return False
+    since = row.state_since
+    return since is None or (site().clock.now() - since).total_seconds() < FRESH
 
 
 @endpoint(blueprint, "/request/<number>/log/", answers=Log, query=LogQuery, errors=[400, 404])
 def request_log(number: str) -> Response:
     """Log of a request."""
     query = apikit.query(LogQuery)
-    row = mozpool().get(request_number(number))
+    service = mozpool()
+    row = service.get(request_number(number))
+    apikit.write_log(service.driver.logbook)
     with site().database.read() as conn:
         lines = read_log(conn, row.id, query)
     return answer({"log": apikit.log_lines(lines)})

@@ -104,6 +104,7 @@ class MozPool:
         self._default_wait = default_wait
         self._max_duration = max_duration
         self._speed = speed
+        self._images: dict[str, tuple[float, images.Image]] = {}
         self.changes = Changes(clock)
         driver.observers.append(self.changes.saw)
 
@@ -171,7 +172,7 @@ class MozPool:
         return found
 
     def _values(self, conn: Connection, new: NewRequest) -> dict[str, Any]:
-        image = images.by_name(conn, new.image)
+        image = self._image(conn, new.image)
         if image is None:
             raise NotFound(f"image: there is no image {new.image!r}", field="image")
         if new.device != ANY and devices.key_by_name(conn, new.device) is None:
@@ -227,6 +228,17 @@ class MozPool:
             labels=json.loads(values["labels"] or "{}"),
             image_id=values["image_id"],
         )
+
+    def _image(self, conn: Connection, name: str) -> images.Image | None:
+        """An image by name, at most a second old."""
+        now = self._clock.monotonic()
+        known = self._images.get(name)
+        if known is None or now - known[0] > 1.0:
+            found = images.by_name(conn, name)
+            if found is None:
+                return None
+            known = self._images[name] = (now, found)
+        return known[1]
 
     def _store(self, conn: Connection, values: Mapping[str, Any]) -> int:
         request_id = requests.add(conn, values)

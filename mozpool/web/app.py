@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from apiflask import APIFlask
@@ -17,8 +19,12 @@ from mozpool.bmm import api as bmm_api
 from mozpool.lifeguard import api as lifeguard_api
 from mozpool.pool import api as pool_api
 from mozpool.pool.repeats import Repeats
+from mozpool.precedence import Precedence
 from mozpool.web import errors, openapi, origins, views
 from mozpool.web.services import Services
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 access_log = logging.getLogger("mozpool.access")
 
@@ -32,7 +38,7 @@ def create_app(services: Services) -> APIFlask:
         database=services.database,
         clock=services.clock,
         server_id=services.server_id,
-        long_polls=LongPolls(max(1, settings.server.threads // 2)),
+        long_polls=LongPolls(max(1, settings.server.threads // 2), services.precedence.step_aside),
         device_changed=services.mozpool.matcher.wake,
     )
     app.extensions[SITE] = site
@@ -46,7 +52,18 @@ def create_app(services: Services) -> APIFlask:
     if settings.server.log_requests:
         _log_calls(app, services)
     origins.register(app, site)
+    app.wsgi_app = _preceding(app.wsgi_app, services.precedence)  # type: ignore[method-assign, assignment]
     return app
+
+
+def _preceding(inner: WSGIApplication, precedence: Precedence) -> WSGIApplication:
+    """Let background work wait for calls that have just come in."""
+
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with precedence.call():
+            return inner(environ, start_response)
+
+    return serve
 
 
 def bare_app() -> APIFlask:

@@ -18,7 +18,10 @@ from mozpool.apikit import OPERATION, ErrorAnswer, Operation
 DESCRIPTION = """\
 Everything is JSON under `/api/`; every path works with and without its last slash. Bodies are read as JSON whatever
 their content type says, empty bodies count as `{}`, unknown keys are ignored and keys with null count as left out.
-Times are ISO-8601 in UTC without a zone. Errors are `{"error": {"code", "message", "field"}}`."""
+Times are ISO-8601 in UTC without a zone. Errors are `{"error": {"code", "message", "field"}}`.
+
+`POST /api/device/any/request/?wait=S` answers as soon as a device is claimed, not when that is ready to be used: ask
+`/api/request/ID/status/?wait=S` until the state is `ready`."""
 
 TAGS = {
     "MozPool": "Requests: who gets which device, for how long.",

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from apiflask import APIFlask
 from flask import Response, g, request
 
-from mozpool.apikit import Site
+from mozpool.apikit import Site, done
 from mozpool.db import images
 from mozpool.errors import Forbidden
 
@@ -100,7 +100,7 @@ def register(app: APIFlask, site: Site) -> None:
             raise Forbidden(f"pages of {origin[:200]} may not call this server")
         g.foreign_origin = origin
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-            return Response(status=204)
+            return done()
         return None
 
     @app.after_request

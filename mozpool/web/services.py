@@ -15,6 +15,7 @@ from mozpool.lanes import Lanes
 from mozpool.lifeguard.service import LifeGuard
 from mozpool.logbook import Logbook
 from mozpool.pool.service import MozPool
+from mozpool.precedence import Precedence
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,4 @@ class Services:
     mozpool: MozPool
     hardware: Lanes
     """Workers for operations on hardware that a call does not wait for."""
+    precedence: Precedence

@@ -3,7 +3,7 @@
 
 """``python -m tests.bench``: latency and rate of the request call, the whole cycle and the hand-off.
 
-Over a throwaway MariaDB with durable commits (a flush at each), with boards that answer at once: what is left is Mozpool.
+Over a throwaway MariaDB with durable commits (a flush at each), with boards that answer at once: the rest is Mozpool.
 """
 
 from __future__ import annotations
@@ -76,7 +76,11 @@ def server(engine: str, devices: int, directory: Path, port: int) -> Iterator[st
     """A daemon in a process of its own over a new pool; gives its URL."""
     config = directory / "config.ini"
     name = f"127.0.0.1:{port}"
-    config.write_text(f"[database]\nengine = {engine}\n[server]\nfqdn = {name}\nport = {port}\nlog_level = WARNING\n")
+    config.write_text(
+        f"[database]\nengine = {engine}\n[server]\nfqdn = {name}\nport = {port}\nlog_level = WARNING\n"
+        + os.environ.get("EXTRA", "").replace("|", chr(10))
+        + chr(10)
+    )
     settings = load_config(config)
     database = Database.of(settings.database, clock=Clock())
     schema.create(database)

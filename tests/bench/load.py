@@ -105,7 +105,7 @@ class Load:
             self.result.add("cycle", (time.perf_counter() - begun) * 1000)
 
     async def handoff(self, rounds: int) -> None:
-        """With all devices held and one waiter: from the return being sent to the waiter's answer that names a device."""
+        """With all devices held and one waiter: from sending the return to the waiter's answer that names a device."""
         held = []
         while True:
             request = await self.request()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -105,6 +106,18 @@ def test_a_missing_program_names_its_debian_package(context, seconds, tmp_path, 
     for probe in (vanishing, FpingProbe(context)):
         with pytest.raises(HardwareError, match="Debian package fping"):
             probe.ping(device("127.0.0.1"), seconds(1))
+
+
+def test_the_program_is_the_configured_one(context, seconds, tmp_path, stand_in):
+    arguments = stand_in("exit 0")
+    (tmp_path / "fping").rename(tmp_path / "fping6")
+    for program in ("fping6", str(tmp_path / "fping6")):
+        assert FpingProbe(replace(context, fping=program)).ping(device("127.0.0.1"), seconds(5)) is True
+        assert arguments.read_text().splitlines()[-1] == "127.0.0.1"
+        arguments.unlink()
+    nowhere = FpingProbe(replace(context, fping="/nowhere/fping"))
+    with pytest.raises(HardwareError, match=r"the program /nowhere/fping cannot be run \(Debian package fping\)"):
+        nowhere.ping(device("127.0.0.1"), seconds(1))
 
 
 def test_an_address_that_no_program_can_take_is_an_error(context, seconds, stand_in):

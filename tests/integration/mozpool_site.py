@@ -1,10 +1,11 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""A whole site as processes: a database, simulated boards, the daemon, and clients that can't be trusted to be patient."""
+"""A whole site as processes: a database, simulated boards, the daemon, and clients that are not always patient."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -196,7 +197,7 @@ seed = {seed}
             query = select(history.device_id, history.claimed_at, history.released_at, history.request_id, history.id)
             rows = conn.execute(query.order_by(history.device_id, history.id)).all()
         problems = []
-        for before, after in zip(rows, rows[1:], strict=False):
+        for before, after in itertools.pairwise(rows):
             if before[0] == after[0] and (before[2] is None or before[2] > after[1]):
                 problems.append(f"device {before[0]}: requests {before[3]} and {after[3]}")
         return problems
@@ -274,12 +275,13 @@ class Client(threading.Thread):
 
     def _once(self, serial: int) -> None:
         install = self.rng.random() < 0.5
+        build = f"http://builds.example.com/{self.number}/{serial}/"
         body = {
             "assignee": f"client{self.number}@example.com",
             "duration": 600,
             "image": "b2g" if install else "android",
             "environment": "any",
-            "b2gbase": f"http://builds.example.com/{self.number}/{serial}/",
+            "b2gbase": build,
             "wait": 600,
         }
         key = f"{self.site.port}-{self.number}-{serial}"
@@ -302,7 +304,7 @@ class Client(threading.Thread):
             if install:
                 found = self._call("GET", f"/api/device/{device}/details/").json()
                 device_details = found.get("device", found)
-                if body["b2gbase"] not in str(device_details.get("boot_config")):
+                if build not in str(device_details.get("boot_config")):
                     self.tally.problems.append(
                         f"{device} does not hold what request {request_id} asked for: {device_details}"
                     )

@@ -1,7 +1,7 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""One bad relay board or agent delays its own devices only, is named in the log, and everything goes on when it is well."""
+"""One bad relay board or agent delays its own devices only, is named in the log, and all goes on when it is well."""
 
 from __future__ import annotations
 

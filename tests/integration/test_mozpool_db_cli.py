@@ -200,12 +200,25 @@ def test_it_says_in_a_sentence_what_is_wrong_with_the_configuration(tmp_path: Pa
     assert "engine" in run("check", status=1).stderr
 
 
+def test_a_configuration_is_named_by_an_option_before_all_others(made: Run, tmp_path: Path):
+    other = tmp_path / "other.ini"
+    other.write_text(f"[database]\nengine = sqlite:///{tmp_path}/other.sqlite\n[server]\nfqdn = other.example.com\n")
+    made("--config", str(other), "create-schema")
+    assert (tmp_path / "other.sqlite").exists()
+    said = made("--config", str(other), "testdata", "-d", "1", "-p", "2999").stdout
+    assert "of other.example.com" in said
+    assert "does not exist" in made("--config", str(tmp_path / "nowhere.ini"), "check", status=2).stderr
+
+
 def test_it_explains_itself(made: Run):
     overview = made("--help").stdout
     for command in ("create-schema", "upgrade", "current", "check", "run", "testdata", "dump-schema"):
         assert command in overview
-        if command not in ("run", "testdata"):
+        if command != "testdata":
             assert "Usage: mozpool-db" in made(command, "--help").stdout
+    assert "..." not in overview.partition("Commands:")[2]
+    assert "Usage: mozpool-db run" in made("run", "-h").stdout
+    assert "--port" in made("run", "testdata.py", "--help").stdout
     assert "--port" in made("testdata", "--help").stdout
     assert "no such command" in made("frobnicate", status=2).stderr.lower()
     made("upgrade", "twice", status=2)

@@ -63,6 +63,7 @@ class Pool:
         self.changed = threading.Condition()
         self.closing = False
         self.device_calls: list[tuple[str, str, Any]] = []
+        self.claimed_at = "2030-01-01T00:00:00"
 
     def wait_for(self, what: Callable[[], object], seconds: float = 10.0) -> None:
         """Until ``what()`` is true; an AssertionError when it does not become so."""
@@ -91,7 +92,8 @@ class Pool:
                 wait = float(call.query.get("wait", ["0"])[0])
                 self.changed.wait_for(lambda: self.closing or request["state"] != known, wait)
         log = [{"id": 1, "timestamp": "2030-01-01T00:00:00", "source": "mozpool", "message": "wants any device"}]
-        return Answer(200, {**self.shown(request), "log": log})
+        shown = self.shown(request)
+        return Answer(200, {**shown, "claimed_at": shown["assigned_device"] and self.claimed_at, "log": log})
 
     def shown(self, request: dict[str, Any]) -> dict[str, Any]:
         waits = request["state"] == "finding_device"
@@ -100,6 +102,7 @@ class Pool:
             **request,
             "assigned_device": "" if waits or failed or request["state"] == "closed" else "panda-1",
             "place": 2 if waits else None,
+            "last_device": None if waits else "panda-1",
             "reason": "all 3 taken" if waits else "it is broken" if failed else None,
         }
 
@@ -144,6 +147,8 @@ class Pool:
     def _make(self, name: str, call: Call) -> Answer:
         if call.body.get("image") != "b2g":
             return error(404, "not_found", "image: there is no image 'x'", "image")
+        if "b2gbase" not in call.body:
+            return error(400, "bad_input", "b2gbase is missing: image b2g needs it", "b2gbase")
         if call.body.get("duration", 0) > 10**6:
             return error(400, "bad_input", "duration: too much", "duration")
         key = call.headers["Idempotency-Key"]

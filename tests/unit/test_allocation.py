@@ -60,7 +60,7 @@ def before_claim(pool: Pool, monkeypatch: pytest.MonkeyPatch, *meddle: Callable[
 
     def handle(row_id: int, event: str, args: Any = None, **more: Any) -> Outcome[Any]:
         if event == "device_found":
-            tried.append(args["device_id"])
+            tried.append(args["device"].id)
             if left:
                 left.pop(0)(row_id, args)
         return real(row_id, event, args, **more)
@@ -133,27 +133,50 @@ def test_a_request_that_came_back_to_the_queue_has_its_old_place(pool: Pool):
     assert (pool.device_of(old), pool.device_of(young)) == (device, None)
 
 
-def test_nobody_barges_when_a_device_comes_free_in_the_midst_of_a_run(pool: Pool):
+def while_planning(pool: Pool, monkeypatch: pytest.MonkeyPatch, request_id: int, meddle: Callable[[], object]) -> None:
+    """Have others write right after a run has looked for devices for a request, the first time that it does."""
+    real, left = pool.matcher._candidates, [meddle]
+
+    def look(conn: Any, request: Any, *more: Any) -> Any:
+        found = real(conn, request, *more)
+        if request.id == request_id and left:
+            with ThreadPoolExecutor(1) as other:
+                other.submit(left.pop()).result(10)
+        return found
+
+    monkeypatch.setattr(pool.matcher, "_candidates", look)
+
+
+def match_as_the_device_is_ready(pool: Pool, ready: int, for_whom: Callable[[], int | None]) -> None:
+    """On MySQL, a run sees what became free meanwhile; on SQLite the next one, which that sets in motion."""
+    pool.match()
+    assert for_whom() == (ready if pool.database.dialect == "mysql" else None)
+    pool.match()
+
+
+def test_nobody_barges_when_a_device_comes_free_in_the_midst_of_a_run(pool: Pool, monkeypatch: pytest.MonkeyPatch):
     """The first in the queue finds nothing; the device that it waits for becomes ready before the last one's turn."""
     first = pool.request(at=NOW, labels={"pool": "b2g"})
     middle = pool.request(at=later(1), requested_device="panda-0001")
     last = pool.request(at=later(2))
     other, wanted = pool.device(), pool.device("pc_pinging", labels={"pool": "b2g"})
-    pool.checkpoints.append(lambda point: make_ready(pool, wanted) if point == "committed" else None)
-    pool.match()
+    while_planning(pool, monkeypatch, middle, lambda: make_ready(pool, wanted))
+    match_as_the_device_is_ready(pool, wanted, lambda: pool.device_of(first))
     assert pool.device_of(middle) == other
     assert pool.device_of(first) == wanted
     assert pool.device_of(last) is None
 
 
-def test_a_later_request_still_gets_a_device_that_is_of_no_use_to_the_earlier(pool: Pool):
+def test_a_later_request_still_gets_a_device_that_is_of_no_use_to_the_earlier(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+):
     first = pool.request(at=NOW, labels={"pool": "b2g"})
     middle = pool.request(at=later(1), requested_device="panda-0001")
     last = pool.request(at=later(2))
     pool.device()
     useless = pool.device("pc_pinging")
-    pool.checkpoints.append(lambda point: make_ready(pool, useless) if point == "committed" else None)
-    pool.match()
+    while_planning(pool, monkeypatch, middle, lambda: make_ready(pool, useless))
+    match_as_the_device_is_ready(pool, useless, lambda: pool.device_of(last))
     assert pool.device_of(middle) is not None
     assert (pool.device_of(first), pool.device_of(last)) == (None, useless)
 
@@ -323,7 +346,7 @@ def test_it_tries_the_next_candidate_when_one_is_lost(pool: Pool, monkeypatch: p
         pool,
         monkeypatch,
         lambda _, args: pool.database.run(
-            lambda conn: devices.set_attributes(conn, args["device_id"], comments="touched", state="troubleshooting")
+            lambda conn: devices.set_attributes(conn, args["device"].id, comments="touched", state="troubleshooting")
         ),
     )
     looks, real = [], pool.matcher._candidates
@@ -334,7 +357,7 @@ def test_it_tries_the_next_candidate_when_one_is_lost(pool: Pool, monkeypatch: p
 
     monkeypatch.setattr(pool.matcher, "_candidates", look)
     pool.match()
-    assert len(looks) == 1
+    assert len(looks) == 2
     assert len(tried) == 2
     assert set(tried) < everybody
     assert pool.device_of(request) == tried[1]
@@ -346,7 +369,7 @@ def test_it_looks_again_when_all_candidates_are_lost(pool: Pool, monkeypatch: py
         pool,
         monkeypatch,
         lambda _, args: pool.database.run(
-            lambda conn: devices.set_attributes(conn, args["device_id"], comments="dusty")
+            lambda conn: devices.set_attributes(conn, args["device"].id, comments="dusty")
         ),
     )
     pool.match()
@@ -360,7 +383,7 @@ def test_a_device_that_another_server_takes_is_not_taken_twice(pool: Pool, monke
     def take(_: int, args: Any) -> None:
         pool.database.run(
             lambda conn: claims.take(
-                conn, request_id=stranger, device_id=device, device_version=args["device_version"], now=NOW
+                conn, request_id=stranger, device_id=device, device_version=args["device"].version, now=NOW
             )
         )
 
@@ -440,6 +463,159 @@ def test_devices_that_change_hands_under_load_are_never_held_twice(database: Dat
             assert pool.holder(device) is None
 
 
+# Who claims
+
+
+def reserves_nothing(pool: Pool) -> bool:
+    matcher = pool.matcher
+    return not (matcher._reserved or matcher._planned or matcher._claiming or matcher._callers)
+
+
+def test_a_claim_that_breaks_leaves_nothing_reserved(sqlite_pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    """The database goes away at the first of three claims; the others go free, too."""
+    pool, real = sqlite_pool, sqlite_pool.driver.handle
+    everybody = {pool.device() for _ in range(3)}
+    requests = [pool.request(at=later(number)) for number in range(3)]
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise DatabaseAway("gone")
+
+    monkeypatch.setattr(pool.driver, "handle", away)
+    with pytest.raises(DatabaseAway):
+        pool.matcher.match(requests[1])
+    assert reserves_nothing(pool)
+    monkeypatch.setattr(pool.driver, "handle", real)
+    pool.match()
+    assert {pool.device_of(request) for request in requests} == everybody
+    assert reserves_nothing(pool)
+
+
+def test_a_caller_has_its_own_claim_made_first(sqlite_pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    pool = sqlite_pool
+    for _ in range(3):
+        pool.device()
+    requests = [pool.request(at=later(number)) for number in range(3)]
+    order: list[int] = []
+    before_claim(pool, monkeypatch, *[lambda request_id, _: order.append(request_id)] * 3)
+    pool.matcher.match(requests[2])
+    assert order == [requests[2], requests[0], requests[1]]
+
+
+def test_what_was_planned_for_a_caller_that_has_gone_is_planned_anew(sqlite_pool: Pool):
+    """A run counts on a caller to make its claim, but the caller has had its last look already."""
+    pool = sqlite_pool
+    device, request = pool.device(), pool.request()
+    pool.matcher._callers[request] += 1
+    pool.match()
+    assert pool.device_of(request) is None
+    pool.matcher._leave(request)
+    until(lambda: pool.device_of(request) == device)
+    until(lambda: reserves_nothing(pool))
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread is about to do."""
+    clock = Clock()
+    end = clock.monotonic() + 10
+    while not condition():
+        assert clock.monotonic() < end
+        clock.sleep(0.002)
+
+
+@pytest.mark.parametrize("loses", [False, True])
+def test_a_caller_waits_for_a_claim_that_another_thread_makes_for_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch, loses: bool
+):
+    """A claim that the other thread loses is made anew before the caller has its answer."""
+    with pool_of(database, Clock()) as pool:
+        device, request = pool.device(), pool.request()
+        begun, go_on = threading.Event(), threading.Event()
+
+        def meddle(_: int, args: Any) -> None:
+            begun.set()
+            assert go_on.wait(10)
+            if loses:
+                pool.database.run(lambda conn: devices.set_attributes(conn, args["device"].id, comments="dusty"))
+
+        tried = before_claim(pool, monkeypatch, meddle)
+        answered: list[int | None] = []
+
+        def call() -> None:
+            pool.matcher.match(request)
+            answered.append(pool.device_of(request))
+
+        with ThreadPoolExecutor(4) as threads:
+            runs = [threads.submit(pool.match)]
+            assert begun.wait(10)
+            runs += [threads.submit(call) for _ in range(3)]
+            until(lambda: pool.matcher._callers[request] == 3)
+            assert answered == []
+            go_on.set()
+            for run in runs:
+                run.result(10)
+        assert answered == [device] * 3
+        assert len(tried) == 1 + loses
+        assert reserves_nothing(pool)
+
+
+@pytest.mark.parametrize("lose", ["device", "request"])
+def test_who_went_without_because_of_a_claim_that_was_not_made_has_its_turn_then(
+    database: Database, monkeypatch: pytest.MonkeyPatch, lose: str
+):
+    """The device was kept for the first one, so the second one's own call had to go without it."""
+    with pool_of(database, Clock()) as pool:
+        device, first = pool.device(), pool.request(at=NOW)
+        second: list[int] = []
+
+        def meddle(request_id: int, args: Any) -> None:
+            second.append(pool.request(at=later(1)))
+            pool.matcher.match(second[0])
+            assert pool.device_of(second[0]) is None
+            if lose == "device":
+                pool.database.run(lambda conn: devices.set_attributes(conn, args["device"].id, comments="dusty"))
+            pool.close(request_id)
+
+        before_claim(pool, monkeypatch, meddle)
+        pool.match()
+        assert pool.get_request(first).state == "closed"
+        assert pool.holder(device) == second[0]
+        assert reserves_nothing(pool)
+
+
+def test_callers_at_the_same_time_are_all_served(database: Database):
+    with pool_of(database, Clock()) as pool:
+        everybody = {pool.device() for _ in range(16)}
+        together = threading.Barrier(8)
+
+        def client(number: int) -> set[int | None]:
+            got = set()
+            together.wait(10)
+            for turn in range(2):
+                request = pool.request(at=later(2 * number + turn))
+                pool.matcher.match(request)
+                got.add(pool.device_of(request))
+            return got
+
+        with ThreadPoolExecutor(8) as threads:
+            got = list(threads.map(client, range(8)))
+        assert set().union(*got) == everybody
+        assert reserves_nothing(pool)
+
+
+def test_a_run_that_never_ends_is_given_up_for_a_while(sqlite_pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    pool = sqlite_pool
+    device, request = pool.device(), pool.request()
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(pool.matcher, "_serve", lambda *_: False)
+        pool.match()
+    assert "match" in pool.timers
+    assert isinstance(pool.clock, SimClock)
+    pool.clock.advance(allocation.RETRY)
+    for call in pool.timers._due():
+        call()
+    until(lambda: pool.device_of(request) == device)
+
+
 # When it runs
 
 
@@ -454,24 +630,24 @@ def test_it_tells_who_wants_to_know_of_each_match(sqlite_pool: Pool):
 
 
 def test_calls_that_come_during_a_run_share_the_next_one(sqlite_pool: Pool, monkeypatch: pytest.MonkeyPatch):
-    pool, real, runs = sqlite_pool, sqlite_pool.matcher._run, []
+    pool, real, runs = sqlite_pool, sqlite_pool.matcher._plan, []
     started, go_on = threading.Event(), threading.Event()
 
-    def run() -> bool:
+    def run() -> Any:
         runs.append(1)
         if len(runs) == 1:
             started.set()
             assert go_on.wait(10)
         return real()
 
-    monkeypatch.setattr(pool.matcher, "_run", run)
+    monkeypatch.setattr(pool.matcher, "_plan", run)
     asked = threading.Semaphore(0)
 
     def ask() -> None:
         request = pool.request()
         pool.device()
         asked.release()
-        pool.match()
+        pool.matcher.match(request)
         assert pool.device_of(request) is not None
 
     with ThreadPoolExecutor(9) as threads:
@@ -495,10 +671,10 @@ def next_ticket(pool: Pool) -> int:
 
 def test_a_run_that_failed_counts_for_nobody(sqlite_pool: Pool, monkeypatch: pytest.MonkeyPatch):
     """Two callers wait for a run to end; the first one's own run fails, so the second one's has to be made."""
-    pool, real, runs = sqlite_pool, sqlite_pool.matcher._run, []
+    pool, real, runs = sqlite_pool, sqlite_pool.matcher._plan, []
     started, go_on = threading.Event(), threading.Event()
 
-    def run() -> bool:
+    def run() -> Any:
         runs.append(1)
         if len(runs) == 1:
             started.set()
@@ -507,7 +683,7 @@ def test_a_run_that_failed_counts_for_nobody(sqlite_pool: Pool, monkeypatch: pyt
             raise DatabaseAway("gone")
         return real()
 
-    monkeypatch.setattr(pool.matcher, "_run", run)
+    monkeypatch.setattr(pool.matcher, "_plan", run)
     with ThreadPoolExecutor(3) as threads:
         first = threads.submit(pool.match)
         assert started.wait(10)
@@ -544,7 +720,7 @@ def test_it_tries_again_when_the_database_was_away(sqlite_pool: Pool, monkeypatc
         raise DatabaseAway("gone")
 
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(pool.matcher, "_run", away)
+        meanwhile.setattr(pool.matcher, "_plan", away)
         pool.matcher.wake()
         assert failed.wait(10)
         while pool.quick.running():
@@ -607,7 +783,36 @@ def test_it_says_what_all_the_matching_devices_do(pool: Pool):
 
 def test_it_says_that_all_have_failed(pool: Pool):
     pool.device("failed_pxe_booting")
-    assert why(pool, pool.request(requested_device="panda-0001"))[0] == "1 matching device: 1 failed"
+    assert why(pool, pool.request(requested_device="panda-0001"))[0] == "panda-0001 has failed"
+    assert why(pool, pool.request())[0] == "1 matching device: 1 failed"
+
+
+def test_it_says_by_whom_a_named_device_is_taken_and_until_when(pool: Pool):
+    pool.device()
+    pool.request(at=NOW, assignee="alice@example.com")
+    pool.match()
+    assert why(pool, pool.request(at=later(1), requested_device="panda-0001"))[0] == (
+        "panda-0001 is taken by alice@example.com until 2030-01-01 13:00:00"
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ("pxe_booting", "board is being prepared or tested"),
+        ("locked_out", "board is out of service"),
+        ("ready", "board has just become free"),
+    ],
+)
+def test_it_says_what_a_named_device_does(pool: Pool, state: str, reason: str):
+    pool.device(state, name="board")
+    assert why(pool, pool.request(requested_device="board"))[0] == reason
+
+
+def test_the_numbers_add_up_when_some_have_just_become_free(pool: Pool):
+    for state in ("ready", "ready", "failed_self_test"):
+        pool.device(state)
+    assert why(pool, pool.request())[0] == "3 matching devices: 1 failed, 2 just become free"
 
 
 def test_it_says_that_there_is_no_such_device(pool: Pool):
@@ -782,7 +987,7 @@ def test_the_draw_is_a_matter_of_the_seed(sqlite_pool: Pool):
             row = requests_db.get(conn, request)
             assert row is not None
             matcher = pool.another_matcher(seed)
-            found = matcher._candidates(conn, row, Criteria.of(row))
+            found = matcher._candidates(conn, row, Criteria.of(row), set())
         pool.close(request)
         return found[0].id
 

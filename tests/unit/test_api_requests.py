@@ -188,7 +188,7 @@ def test_a_request_for_a_named_device_may_queue(imaging_server: Server) -> None:
     assert answer.status_code == 200
     request = answer.get_json()["request"]
     assert (request["state"], request["assigned_device"], request["place"]) == ("finding_device", "", 1)
-    assert "device1 by me@example.com until" in request["reason"]
+    assert request["reason"].startswith("device1 is taken by me@example.com until ")
 
 
 def test_a_request_for_any_device_that_may_not_queue_fails(imaging_server: Server) -> None:
@@ -213,6 +213,52 @@ def test_a_waiting_request_says_why_and_where_it_stands(imaging_server: Server) 
     assert found["reason"].startswith("1 matching device: 1 taken")
     assert (found["priority"], found["wait"], found["labels"]) == (-1, 600, {"pool": "b2g"})
     assert TIME.fullmatch(found["created"])
+
+
+def test_status_tells_since_when_a_request_has_its_device(imaging_server: Server) -> None:
+    number = imaging_server.made("device1")
+    status = imaging_server.get(f"/api/request/{number}/status/").get_json()
+    assert TIME.fullmatch(status["claimed_at"])
+    waiting = imaging_server.made("device1", wait=60)
+    assert imaging_server.get(f"/api/request/{waiting}/status/").get_json()["claimed_at"] is None
+
+
+def test_a_list_tells_which_device_a_request_had(imaging_server: Server) -> None:
+    first = imaging_server.made("device2")
+    imaging_server.post(f"/api/request/{first}/return/")
+    second = imaging_server.made("device1")
+    waiting = imaging_server.made("device1", wait=60)
+    listed = imaging_server.get("/api/request/list/?include_closed=1").get_json()["requests"]
+    found = {item["id"]: (item["assigned_device"], item["last_device"]) for item in listed}
+    assert found == {first: ("", "device2"), second: ("device1", "device1"), waiting: ("", None)}
+
+
+def test_logs_hold_lines_that_were_just_noted(imaging_server: Server) -> None:
+    # Nothing writes the logbook here but the calls themselves.
+    number = imaging_server.made("device1")
+    imaging_server.post(f"/api/request/{number}/return/")
+    said = imaging_server.get(f"/api/request/{number}/status/").get_json()
+    assert said["log"][-1]["message"] == "gave up device device1: returned"
+    imaging_server.daemon.mozpool.driver.logbook.add("request", number, "x", "test", "a line")
+    log = imaging_server.get(f"/api/request/{number}/log/").get_json()["log"]
+    assert log[-1]["message"] == "a line"
+    device = imaging_server.device("device1")
+    for path in ("log", "status"):
+        imaging_server.daemon.logbook.add("device", device.id, "x", "test", f"for {path}")
+        log = imaging_server.get(f"/api/device/device1/{path}/").get_json()["log"]
+        assert log[-1]["message"] == f"for {path}"
+
+
+def test_answers_end_with_a_newline(imaging_server: Server) -> None:
+    for path in ("/api/version/", "/api/device/nobody/details/"):
+        text = imaging_server.get(path).text
+        assert text.endswith("}\n")
+
+
+def test_nothing_to_say_has_no_content_type(imaging_server: Server) -> None:
+    number = imaging_server.made()
+    said = imaging_server.post(f"/api/request/{number}/return/")
+    assert (said.status_code, said.data, said.headers.get("Content-Type")) == (204, b"", None)
 
 
 def test_details_are_flat_and_nested(imaging_server: Server) -> None:

@@ -113,6 +113,13 @@ def test_requests_may_be_ones_own(server):
     assert server.calls[-1].query == {"include_closed": ["1"]}
 
 
+def test_requests_that_have_ended_tell_which_device_they_had(server):
+    mozpool(server, "request", *B2G)
+    mozpool(server, "return", "1")
+    (line,) = mozpool(server, "requests", "--all").stdout.splitlines()[1:]
+    assert line.split()[:4] == ["1", "closed", "panda-1", "any"]
+
+
 def test_status_tells_why_a_request_waits(server):
     mozpool(server, "request", *B2G, "--no-wait")
     result = mozpool(server, "status", "1")
@@ -274,6 +281,15 @@ def test_exit_codes_tell_what_went_wrong(server, arguments, code, message):
         assert (result.stdout, result.stderr) == ("", message)
 
 
+@pytest.mark.parametrize(("command", "code"), [(("request", "b2g"), 2), (("run", "b2g", "--", "true"), 125)])
+def test_a_missing_boot_config_key_comes_with_the_option_that_gives_it(server, command, code):
+    result = mozpool(server, *command)
+    assert result.exit_code == code
+    assert result.stderr == (
+        "mozpool: b2gbase is missing: image b2g needs it\nmozpool: name it with --boot-config b2gbase=VALUE\n"
+    )
+
+
 def test_no_server_is_3(server):
     result = mozpool(None, "--timeout", "0.2", "devices")
     assert result.exit_code == 3
@@ -304,6 +320,12 @@ def test_every_command_and_option_is_documented():
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert f"`{parameter.opts[0]}" in documented, (name, parameter.opts)
+
+
+def test_the_list_of_commands_shows_whole_sentences(server):
+    commands = mozpool(server, "--help").stdout.partition("Commands:")[2].partition("Exit codes:")[0]
+    assert "..." not in commands
+    assert len(commands.split("\n\n")[0].splitlines()) == len(cli.main.commands) + 1
 
 
 def test_the_version_is_told(server):
@@ -349,6 +371,20 @@ def test_progress_of_a_device_comes_from_its_log(server):
         ["panda-1", "pxe_booting", "60", "s"],
         ["panda-1", "mobile_init_started", "<1", "s"],
     ]
+
+
+def test_progress_shows_nothing_of_those_who_had_the_device_before(server):
+    steps = [(1, "ready -> pxe_booting"), (3, "pxe_booting -> sut_verifying"), (4, "sut_verifying -> ready")]
+    lines = [
+        {"id": start + i, "timestamp": f"2030-01-01T00:0{minute}:0{at}", "source": "s", "message": step}
+        for start, minute in ((1, 0), (4, 1))
+        for i, (at, step) in enumerate(steps)
+    ]
+    server.always = lambda call: Answer(200, {"log": lines}) if call.path == "/api/device/panda-1/log/" else None
+    server.pool.claimed_at = "2030-01-01T00:01:00"
+    result = mozpool(server, "request", *B2G)
+    shown = [line.split()[1:] for line in result.stderr.splitlines() if line.startswith("    ")]
+    assert shown == [["pxe_booting", "2", "s"], ["sut_verifying", "1", "s"]]
 
 
 def test_there_are_control_characters_on_a_terminal_only(server):

@@ -12,6 +12,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from mozpool import __version__
 from mozpool.cli.relay import main
 from tests.contract.peers import RelayBoard, RelayFault
 
@@ -92,6 +93,17 @@ def test_wrong_usage_ends_with_status_2_and_touches_nothing(board, arguments):
     assert "Usage:" in result.stderr
     assert "FAILED\n" not in result.output
     assert board.connections == []
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_it_explains_itself(option):
+    result = run(option)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "powercycle" in result.stdout
+
+
+def test_it_tells_its_version():
+    assert run("--version").stdout == f"relay, version {__version__}\n"
 
 
 def test_it_runs_as_a_program():

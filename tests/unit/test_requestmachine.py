@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mozpool.db.devices import Candidate
 from mozpool.db.tables import claim_history, device_requests, devices
 from mozpool.pool.effects import AskLifeguard, CallBack, TellRelease
 from mozpool.pool.requestmachine import request_machine
@@ -51,7 +52,20 @@ CLAIMED: dict[str, Any] = {
 }
 BEING_PREPARED: dict[str, Any] = {**CLAIMED, "device_state": "pxe_booting", "device_operation_claim_id": 7}
 WITH_CALLBACK: dict[str, Any] = {"callback_url": "http://ci.example.com/done"}
-FOUND: dict[str, Any] = {"device_id": 3, "device_version": 41, "device": "panda-0001"}
+FOUND: dict[str, Any] = {
+    "device": Candidate(
+        id=3,
+        name="panda-0001",
+        version=41,
+        environment="production",
+        hardware_type_id=1,
+        image_id=None,
+        boot_config_hash=None,
+        address="panda-0001.example.com",
+        imaging_server_id=2,
+        imaging_server="server-2.example.com",
+    )
+}
 
 
 def context(
@@ -93,7 +107,7 @@ class Recorder:
 def written(decision: Decision) -> list[tuple[str, str, dict[str, Any]]]:
     recorder = Recorder()
     for write in decision.writes:
-        write(recorder)
+        write.run(recorder)
     return recorder.statements
 
 

@@ -944,6 +944,7 @@ def test_a_due_row_is_looked_at_again_when_the_database_is_back(on_sqlite: Rig, 
     rig = on_sqlite
     device_id = rig.device()
     rig.handle(device_id, "doze")
+    rig.driver.forget(device_id)
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(rig.driver.store, "load", away)
         rig.advance(60)
@@ -952,6 +953,82 @@ def test_a_due_row_is_looked_at_again_when_the_database_is_back(on_sqlite: Rig, 
     rig.advance(1)
     rig.settle()
     assert rig.state(device_id) == "done"
+
+
+# What is remembered
+
+
+def change(rig: Rig, device_id: int, **columns: Any) -> None:
+    """Somebody else writes a row."""
+    rig.database.run(lambda conn: devices.set_attributes(conn, device_id, **columns))
+
+
+def test_an_event_that_changes_nothing_is_decided_on_the_row_itself(on_sqlite: Rig):
+    rig = on_sqlite
+    device_id = rig.device("done")
+    rig.handle(device_id, "reset")
+    assert rig.handle(device_id, "nothing").status == "stayed"
+    change(rig, device_id, state="done")
+    assert rig.handle(device_id, "nothing").status == "ignored"
+
+
+def test_what_others_wrote_is_not_overwritten(rig: Rig):
+    device_id = rig.device("done")
+    rig.handle(device_id, "reset")
+    change(rig, device_id, state="done", comments="theirs")
+    assert rig.handle(device_id, "note", {"text": "mine"}).status == "ignored"
+    assert rig.get_device(device_id).comments == "theirs"
+
+
+def test_a_due_row_that_went_to_another_server_is_left_alone(on_sqlite: Rig):
+    rig = on_sqlite
+    device_id = rig.device()
+    rig.handle(device_id, "doze")
+    change(rig, device_id, imaging_server_id=rig.server("server-2.example.com"))
+    assert isinstance(rig.clock, SimClock)
+    rig.clock.advance(60)
+    assert rig.driver.look_at(device_id) is None
+    rig.settle()
+    assert rig.state(device_id) == "dozing"
+
+
+def test_rows_of_other_servers_are_not_remembered(on_sqlite: Rig):
+    """Whether a row is remembered tells that this server may act on it."""
+    rig = on_sqlite
+    device_id = rig.device(imaging_server_id=rig.server("server-2.example.com"))
+    assert rig.handle(device_id, "doze").status == "moved"
+    assert rig.driver.remembered(device_id) is None
+
+
+def test_a_row_that_is_written_beside_its_transitions_is_amended(rig: Rig):
+    device_id = rig.device("done")
+    rig.handle(device_id, "reset")
+    change(rig, device_id, comments="theirs")
+    rig.driver.amend(device_id, lambda row: row.version == 1, comments="theirs")
+    assert rig.driver.remembered(device_id) == rig.get_device(device_id)
+
+
+def test_a_late_amendment_gives_no_version_that_somebody_else_may_give(on_sqlite: Rig):
+    """The thread that wrote the row beside its transitions says so after another thread's next transition."""
+    rig = on_sqlite
+    device_id = rig.device("done")
+    rig.handle(device_id, "reset")
+    change(rig, device_id, comments="written")
+    rig.driver.forget(device_id)
+    rig.handle(device_id, "doze")
+    rig.driver.amend(device_id, lambda row: row.version == 1, comments="written")
+    change(rig, device_id, state="idle", comments="theirs")
+    assert rig.handle(device_id, "timeout").status == "ignored"
+    assert rig.get_device(device_id).comments == "theirs"
+
+
+def test_names_that_come_from_other_tables_are_looked_up_again_after_a_scan(on_sqlite: Rig):
+    rig = on_sqlite
+    device_id = rig.device("done")
+    rig.handle(device_id, "reset")
+    rig.database.run(lambda conn: conn.execute(text("UPDATE hardware_types SET model = 'B3'")))
+    rig.driver.scan(60)
+    assert rig.driver.remembered(device_id) is None
 
 
 def away(*_: Any) -> Any:

@@ -15,7 +15,6 @@ from mozpool.errors import HardwareError
 PATIENCE = 0.5
 """Seconds that a device has to answer."""
 
-_MISSING = "the program fping is not on PATH (Debian package fping)"
 _TROUBLE = {
     2: "the name is not known",
     3: "fping does not know its arguments",
@@ -28,12 +27,14 @@ class FpingProbe(Probe):
     """One ICMP echo request a ping."""
 
     def __init__(self, context: BackendContext) -> None:
-        self._program = shutil.which("fping")
+        self._program = shutil.which(context.fping)
+        where = "cannot be run" if "/" in context.fping else "is not on PATH"
+        self._missing = f"the program {context.fping} {where} (Debian package fping)"
 
     def ping(self, device: Target, deadline: Deadline) -> bool:
         """Whether the device answers within half a second. Raises HardwareError when it can't be asked."""
         if self._program is None:
-            raise HardwareError(device.name, "ping", _MISSING)
+            raise HardwareError(device.name, "ping", self._missing)
         # Near the deadline the device gets less time, so that fping can still say what it found.
         milliseconds = max(1, round(min(PATIENCE, 0.8 * deadline.remaining()) * 1000))
         # "--": an address from the inventory that begins with a dash stays an address.
@@ -51,7 +52,7 @@ class FpingProbe(Probe):
             reason = f"fping was not done within {deadline.seconds:.3g} s (asking for the address {device.address!r})"
             raise HardwareError(device.name, "ping", reason) from None
         except FileNotFoundError:
-            raise HardwareError(device.name, "ping", _MISSING) from None
+            raise HardwareError(device.name, "ping", self._missing) from None
         except (OSError, ValueError) as e:
             raise HardwareError(device.name, "ping", f"cannot run fping: {e}") from e
         if done.returncode in (0, 1):
