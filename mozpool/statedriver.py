@@ -563,7 +563,8 @@ class Driver(Generic[Row]):
             found = self.store.due(conn, now + timedelta(seconds=horizon), limit)
         for row_id, attempt, deadline in found:
             key = (self.store.kind, row_id)
-            if key in self.timers:
+            # One that is overdue in spite of its timer was brought forward by a server that could not say so.
+            if key in self.timers and deadline > now:
                 continue
             if deadline <= now and jitter:
                 deadline = now + timedelta(seconds=self.rng.uniform(0, jitter))

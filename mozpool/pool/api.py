@@ -74,8 +74,6 @@ def request_number(text: str) -> int:
 def own_request(text: str) -> int:
     """The id of a request that this server may act on. Raises BadInput, NotFound, Elsewhere."""
     number = request_number(text)
-    if mozpool().driver.remembered(number) is not None:
-        return number
     with site().database.read() as conn:
         owner = requests.owner(conn, number)
     if owner is None:

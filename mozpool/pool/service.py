@@ -181,7 +181,7 @@ class MozPool:
             raise BadInput.value("duration", new.duration, f"at most {self._max_duration} seconds")
         for key in image.boot_config_keys:
             if new.boot_config.get(key) is None:
-                raise BadInput(f"{key}: is missing, image {image.name} needs it", field=key)
+                raise BadInput(f"{key} is missing: image {image.name} needs this key in its boot config", field=key)
         boot_config = json.dumps({key: new.boot_config[key] for key in image.boot_config_keys})
         if len(boot_config) > MAX_BOOT_CONFIG:
             raise BadInput(f"the boot config is longer than {MAX_BOOT_CONFIG} characters")

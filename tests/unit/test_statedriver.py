@@ -915,6 +915,21 @@ def test_a_deadline_that_others_brought_forward_is_kept(on_sqlite: Rig):
     assert rig.state(device_id) == "done"
 
 
+def test_a_scan_finds_what_others_brought_forward(on_sqlite: Rig):
+    """Another server made a device due at once and could not tell; its timer is for later."""
+    rig = on_sqlite
+    device_id = rig.device()
+    rig.handle(device_id, "doze")
+    rig.database.run(lambda conn: devices.set_attributes(conn, device_id, state_timeout=NOW))
+    rig.advance(1)
+    rig.settle()
+    assert rig.state(device_id) == "dozing"
+    rig.driver.scan(60)
+    rig.advance(0)
+    rig.settle()
+    assert rig.state(device_id) == "done"
+
+
 def test_a_time_limit_ends_when_it_is_due_and_not_at_the_next_poll(database: Database):
     clock = Clock()
     with rig_of(database, clock, dozing=0.1) as rig:

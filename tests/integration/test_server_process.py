@@ -1,0 +1,125 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""``mozpool-server`` as a user starts and stops it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from mozpool import __version__
+from tests.integration.mozpool_site import free_ports
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def start(config: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mozpool.cli.server", *arguments],
+        env={**os.environ, "MOZPOOL_CONFIG": str(config)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd="/",
+    )
+
+
+def ends_with(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def wait_until_it_answers(url: str) -> None:
+    give_up = time.monotonic() + 30
+    while True:
+        try:
+            requests.get(f"{url}/api/version/", timeout=5)
+            return
+        except requests.ConnectionError:
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+
+
+def test_it_makes_its_sqlite_pool_serves_logs_to_syslog_and_stops_in_good_order(tmp_path: Path) -> None:
+    port = free_ports(1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(("127.0.0.1", 0))
+        syslog.settimeout(30)
+        config = tmp_path / "config.ini"
+        config.write_text(
+            f"[database]\nengine = sqlite:///{tmp_path}/new/pool.sqlite\n"
+            f"[server]\nfqdn = 127.0.0.1:{port}\nsyslog = 127.0.0.1:{syslog.getsockname()[1]}\n"
+            f"heartbeat_file = {tmp_path}/heartbeat\n"
+        )
+        process = start(config, str(port))
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_it_answers(url)
+            assert requests.get(f"{url}/api/version/", timeout=5).json()["version"] == __version__
+            lines = [syslog.recv(4096).decode() for _ in range(2)]
+            assert any(f"mozpool {__version__} on 127.0.0.1:{port} starts" in line for line in lines), lines
+            give_up = time.monotonic() + 20
+            while not (tmp_path / "heartbeat").exists():
+                assert time.monotonic() < give_up
+                time.sleep(0.05)
+            begun = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            code, said = ends_with(process)
+            assert code == 0, said
+            assert time.monotonic() - begun < 10
+            assert "Traceback" not in said
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+def test_a_port_that_is_taken_is_one_clear_sentence(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        config = tmp_path / "config.ini"
+        config.write_text(f"[database]\nengine = sqlite:///{tmp_path}/pool.sqlite\n[server]\nport = {port}\n")
+        code, said = ends_with(start(config))
+    assert code == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in said
+    assert "Traceback" not in said
+
+
+def test_a_mistake_in_the_configuration_stops_the_start_and_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "config.ini"
+    config.write_text("[server]\nport = many\ncolour = blue\n[timeouts]\nno_such_state = 3\n")
+    code, said = ends_with(start(config))
+    assert code != 0
+    assert f"{config}" in said and "port" in said and "'many'" in said and "colour" in said
+    assert "Traceback" not in said
+
+
+def test_a_state_that_does_not_exist_stops_the_start_and_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "config.ini"
+    config.write_text(f"[database]\nengine = sqlite:///{tmp_path}/pool.sqlite\n[timeouts]\nno_such_state = 3\n")
+    code, said = ends_with(start(config, str(free_ports(1))))
+    assert code != 0
+    assert "no_such_state" in said
+    assert "Traceback" not in said
+
+
+def test_a_database_of_an_older_version_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "pool.sqlite"
+    path.write_bytes(b"")
+    config = tmp_path / "config.ini"
+    config.write_text(f"[database]\nengine = sqlite:///{path}\n")
+    code, said = ends_with(start(config, str(free_ports(1))))
+    assert code == 1
+    assert "mozpool-db" in said
+    assert "Traceback" not in said
