@@ -120,10 +120,11 @@ class Daemon:
         self.logbook = Logbook(self.database, self.clock)
         self.timers = Timers(self.clock)
         self.precedence = Precedence(self.clock)
-        give_way = self.precedence.give_way
-        self.quick = Lanes("quick", QUICK_WORKERS, self.clock, give_way=give_way, urgent=frozenset({MATCH_LANE}))
-        self.hardware = Lanes("hardware", settings.lifeguard.workers, self.clock, give_way=give_way)
-        self.calls = Lanes("calls", max(8, settings.lifeguard.workers // 4), self.clock, give_way=give_way)
+        self.quick = Lanes(
+            "quick", QUICK_WORKERS, self.clock, precedence=self.precedence, urgent=frozenset({MATCH_LANE})
+        )
+        self.hardware = Lanes("hardware", settings.lifeguard.workers, self.clock, precedence=self.precedence)
+        self.calls = Lanes("calls", max(8, settings.lifeguard.workers // 4), self.clock, precedence=self.precedence)
 
         self.bmm = BMM(registry, self.database, self.clock, settings.server.ipaddress)
         links = Links(settings.server.fqdn, self.database)

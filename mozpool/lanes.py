@@ -19,10 +19,21 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from mozpool.clock import Clock
+from mozpool.precedence import PATIENCE, Precedence
 
 log = logging.getLogger("mozpool.lanes")
 
 Work = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A piece of work that waits for a worker."""
+
+    lane: Hashable | None
+    work: Work
+    label: str
+    since: float
 
 
 @dataclass(frozen=True)
@@ -47,21 +58,23 @@ class Lanes:
         workers: int,
         clock: Clock,
         *,
-        give_way: Callable[[], None] = lambda: None,
+        precedence: Precedence | None = None,
         urgent: frozenset[Hashable] = frozenset(),
     ) -> None:
         """``workers`` is the largest number of threads.
 
-        Before each piece of work ``give_way`` is called, which may hold it back for a moment, but in ``urgent`` lanes.
+        Work gives way to calls for a moment (see :class:`Precedence`), but in ``urgent`` lanes.
         """
-        self._give_way = give_way
+        self._precedence = precedence
         self._urgent = urgent
+        if precedence is not None:
+            precedence.on_quiet.append(self._go_on)
         self.name = name
         self._workers = workers
         self._clock = clock
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
-        self._turns: deque[tuple[Hashable | None, Work, str]] = deque()
+        self._turns: deque[_Turn] = deque()
         self._waiting: dict[Hashable, deque[tuple[Work, str]]] = {}
         self._threads: list[threading.Thread] = []
         self._idle = 0
@@ -82,7 +95,11 @@ class Lanes:
                     queue.append((work, label))
                     return
                 self._waiting[lane] = deque()
-            self._turns.append((lane, work, label))
+            turn = _Turn(lane, work, label, self._clock.monotonic())
+            if lane in self._urgent:
+                self._turns.appendleft(turn)
+            else:
+                self._turns.append(turn)
             if threading.current_thread().name in self._running and len(self._turns) == 1:
                 return  # this worker is about to end its work, and takes the turn itself
             if self._idle >= len(self._turns):
@@ -98,17 +115,12 @@ class Lanes:
         me = threading.current_thread().name
         while True:
             with self._lock:
-                self._idle += 1
-                while not self._turns and not self._stopping:
-                    self._wake.wait()
-                self._idle -= 1
-                if self._stopping:
+                turn = self._next_turn()
+                if turn is None:
                     return
-                lane, work, label = self._turns.popleft()
+                lane, work, label = turn.lane, turn.work, turn.label
                 self._running[me] = (lane, label, self._clock.monotonic())
             try:
-                if lane not in self._urgent:
-                    self._give_way()
                 work()
             except Exception:
                 log.exception("%s failed in lane %s", label or "work", lane)
@@ -119,11 +131,41 @@ class Lanes:
                         queue = self._waiting[lane]
                         if queue:
                             # Behind the others: a long lane must not keep a worker to itself.
-                            self._turns.append((lane, *queue.popleft()))
+                            self._turns.append(_Turn(lane, *queue.popleft(), self._clock.monotonic()))
                             if len(self._turns) > 1:
                                 self._wake.notify()
                         else:
                             del self._waiting[lane]
+
+    def _next_turn(self) -> _Turn | None:
+        """Wait for a turn, with the lock; None when the pool stops."""
+        self._idle += 1
+        try:
+            while not self._stopping:
+                held_back = None
+                if self._turns:
+                    held_back = self._held_back(self._turns[0])
+                    if held_back <= 0:
+                        turn = self._turns.popleft()
+                        if self._turns and self._idle > 1:
+                            self._wake.notify()
+                        return turn
+                self._wake.wait(held_back)
+            return None
+        finally:
+            self._idle -= 1
+
+    def _held_back(self, turn: _Turn) -> float:
+        """The seconds for which a turn gives way to calls."""
+        if self._precedence is None or turn.lane in self._urgent:
+            return 0.0
+        return min(self._precedence.busy_for(), turn.since + PATIENCE - self._clock.monotonic())
+
+    def _go_on(self) -> None:
+        """The calls that work gave way to are over."""
+        with self._lock:
+            if self._turns:
+                self._wake.notify()
 
     def length(self, lane: Hashable) -> int:
         """How many pieces of work wait in a lane, behind the one that is being done."""

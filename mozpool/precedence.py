@@ -11,7 +11,7 @@ what nobody wants any more by then need not be done at all.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mozpool.clock import Clock
@@ -29,8 +29,9 @@ class Precedence:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
         self._calls: dict[int, float] = {}
+        self.on_quiet: list[Callable[[], None]] = []
+        """Called when the last call has ended."""
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -49,18 +50,15 @@ class Precedence:
 
     def _leave(self, me: int) -> None:
         with self._lock:
-            if self._calls.pop(me, None) is not None and not self._calls:
-                self._idle.notify_all()
+            quiet = self._calls.pop(me, None) is not None and not self._calls
+        if quiet:
+            for tell in self.on_quiet:
+                tell()
 
-    def give_way(self) -> None:
-        """Wait until no call is being served that has just come in, at most :data:`PATIENCE` seconds."""
+    def busy_for(self) -> float:
+        """The most seconds for which a call that is being served now is one to give way to; 0 when there is none."""
         if not self._calls:
-            return
-        end = self._clock.monotonic() + PATIENCE
+            return 0.0
         with self._lock:
-            while True:
-                now = self._clock.monotonic()
-                newest = max(self._calls.values(), default=None)
-                if newest is None or now - newest > FRESH or now >= end:
-                    return
-                self._idle.wait(min(end, newest + FRESH) - now)
+            newest = max(self._calls.values(), default=None)
+        return 0.0 if newest is None else max(0.0, newest + FRESH - self._clock.monotonic())

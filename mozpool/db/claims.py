@@ -9,12 +9,16 @@ order (request, device, ``claim_history``, ``device_requests``), so that they do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, case, delete, insert, null, select, update
 
 from mozpool.db.tables import claim_history, device_requests, devices
+
+IDS_AT_ONCE = 500
+"""How many ids one statement names."""
 
 
 @dataclass(frozen=True)
@@ -171,3 +175,25 @@ def _past(conn: Connection, condition: object, limit: int) -> list[PastClaim]:
         .limit(limit)
     )
     return [PastClaim(*row) for row in conn.execute(query)]
+
+
+_CLAIMED_AT = select(claim_history.c.claimed_at).where(claim_history.c.id == bindparam("row_claim"))
+
+
+def claimed_at(conn: Connection, claim_id: int) -> datetime | None:
+    """When a claim began, or None when there is no such claim."""
+    return conn.scalar(_CLAIMED_AT, {"row_claim": claim_id})
+
+
+def last_devices(conn: Connection, request_ids: Sequence[int]) -> dict[int, str]:
+    """Request id → the device that it had last, for those that had one."""
+    found: dict[int, str] = {}
+    for start in range(0, len(request_ids), IDS_AT_ONCE):
+        query = (
+            select(claim_history.c.request_id, devices.c.name)
+            .join(devices, devices.c.id == claim_history.c.device_id)
+            .where(claim_history.c.request_id.in_(request_ids[start : start + IDS_AT_ONCE]))
+            .order_by(claim_history.c.id)
+        )
+        found.update((row[0], row[1]) for row in conn.execute(query))
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -16,14 +16,14 @@ from typing import Any
 from apiflask import APIBlueprint
 from flask import Response, current_app, request
 from pydantic import BaseModel, Field
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from mozpool import __version__, apikit
 from mozpool.apikit import MAX_POLL, Empty, Input, Log, LogQuery, answer, done, endpoint, site
-from mozpool.db import claims, devices, images, logs, requests, tables
+from mozpool.db import claims, devices, images, logs, requests
 from mozpool.db.devices import Device
 from mozpool.db.requests import Request
-from mozpool.db.tables import claim_history, request_logs
+from mozpool.db.tables import request_logs
 from mozpool.errors import BadInput, Conflict, NotFound
 from mozpool.pool import schemas
 from mozpool.pool.allocation import Waiting
@@ -50,9 +50,6 @@ IDEMPOTENCY_KEY = 128
 
 FRESH = 2.0
 """Seconds after which the lines of a change have long been written."""
-
-IDS_AT_ONCE = 500
-"""How many ids one statement may name."""
 
 
 def mozpool() -> MozPool:
@@ -345,7 +342,7 @@ def request_list() -> Response:
     more = None if query.limit is None else query.limit + 1
     with site().database.read() as conn:
         rows = requests.find(conn, wanted, site().clock.now(), after=query.cursor, limit=more)
-        had = _last_devices(conn, [row.id for row in rows if not row.is_open])
+        had = claims.last_devices(conn, [row.id for row in rows if not row.is_open])
     reasons = mozpool().reasons(rows)
     shown = []
     for row in rows:
@@ -354,20 +351,6 @@ def request_list() -> Response:
         info["last_device"] = row.device or had.get(row.id)
         shown.append(info)
     return answer(apikit.page("requests", rows, query.limit, shown))
-
-
-def _last_devices(conn: Connection, request_ids: Sequence[int]) -> dict[int, str]:
-    """Request id → the device that it had last, for those that had one."""
-    found: dict[int, str] = {}
-    for start in range(0, len(request_ids), IDS_AT_ONCE):
-        query = (
-            select(claim_history.c.request_id, tables.devices.c.name)
-            .join(tables.devices, tables.devices.c.id == claim_history.c.device_id)
-            .where(claim_history.c.request_id.in_(request_ids[start : start + IDS_AT_ONCE]))
-            .order_by(claim_history.c.id)
-        )
-        found.update((row[0], row[1]) for row in conn.execute(query))
-    return found
 
 
 @endpoint(blueprint, "/request/<number>/details/", answers=schemas.RequestDetails, errors=[400, 404])
@@ -396,20 +379,19 @@ def request_status(number: str) -> Response:
     """State and log of a request; with `wait`, as soon as the state changes."""
     query = apikit.query(schemas.StatusQuery)
     service = mozpool()
-    row = service.get(request_number(number))
-    if query.wait and query.state in (None, row.state):
-        with site().long_polls.slot(min(query.wait, MAX_POLL)) as seconds:
-            row = service.wait_for_change(row.id, row.state, seconds)
+    request_id = request_number(number)
+    with site().long_polls.slot(min(query.wait or 0, MAX_POLL)) as seconds:
+        row = service.wait_for_change(request_id, query.state, seconds)
     info = request_info(row, service.waiting(row))
     if _is_fresh(row):
         apikit.write_log(service.driver.logbook)
     with site().database.read() as conn:
         lines = logs.latest(conn, request_logs, row.id)
-        claim = claims.of_request(conn, row.id, limit=1) if row.claim_id is not None else []
+        claimed_at = None if row.claim_id is None else claims.claimed_at(conn, row.claim_id)
     return answer(
         {
             **{key: info[key] for key in _IN_STATUS},
-            "claimed_at": apikit.time_text(claim[0].claimed_at) if claim else None,
+            "claimed_at": apikit.time_text(claimed_at),
             "log": apikit.log_lines(lines),
         }
     )

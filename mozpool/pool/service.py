@@ -288,12 +288,24 @@ class MozPool:
                 found[row.id] = by_criteria[row.criteria]
         return found
 
-    def wait_for_change(self, request_id: int, state: str, seconds: float) -> Request:
+    def wait_for_change(self, request_id: int, state: str | None, seconds: float) -> Request:
         """The request as soon as its state is no longer ``state``, at the latest after so many seconds.
 
-        Raises NotFound.
+        None is the state that it is in now. Raises NotFound.
         """
-        return self.changes.wait(request_id, lambda: self.get(request_id), lambda found: found.state != state, seconds)
+        if state is None and seconds > 0:
+            state = self._look(request_id).state
+        return self.changes.wait(
+            request_id, lambda: self._look(request_id), lambda found: found.state != state, seconds
+        )
+
+    def _look(self, request_id: int) -> Request:
+        """The request as this server wrote it last, or as the database has it.
+
+        One that waits in the queue may have been given a device by another server.
+        """
+        known = self.driver.remembered(request_id)
+        return known if known is not None and known.state != requests.QUEUED else self.get(request_id)
 
     def wait_for_device(self, request_id: int, seconds: float) -> Request:
         """The request as soon as it has a device or has ended, at the latest after so many seconds."""
@@ -310,7 +322,9 @@ class MozPool:
         if self._max_duration and duration > self._max_duration:
             raise BadInput.value("duration", duration, f"at most {self._max_duration} seconds")
         expires = self._clock.now() + timedelta(seconds=duration)
-        if not self._database.run(lambda conn: requests.set_expires(conn, request_id, expires)):
+        renewed = self._database.run(lambda conn: requests.set_expires(conn, request_id, expires))
+        self.driver.forget(request_id)
+        if not renewed:
             request = self.get(request_id)
             raise Unprocessable(f"request {request_id} has ended ({request.state}) and can't be renewed")
         self.driver.logbook.add(

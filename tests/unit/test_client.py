@@ -227,7 +227,7 @@ def test_errors_have_types(server):
         client.request(image="x", duration=60)
     assert (not_found.value.status, not_found.value.code) == (404, "not_found")
     with pytest.raises(BadRequest) as bad:
-        client.request(image="b2g", duration=10**7)
+        client.request(**B2G | {"duration": 10**7})
     assert (bad.value.status, bad.value.field, bad.value.message) == (400, "duration", "duration: too much")
     with pytest.raises(Conflict, match="panda-2 is taken") as conflict:
         client.request("panda-2", **B2G)
@@ -463,7 +463,7 @@ def test_a_request_that_is_not_ready_in_time_is_returned(server):
 
 
 def test_a_held_device_is_renewed_at_half_of_its_duration(server):
-    with client_of(server).hold(image="b2g", duration=0.2):
+    with client_of(server).hold(**B2G | {"duration": 0.2}):
         server.pool.wait_for(lambda: server.pool.count("POST .*/renew/") >= 3)
     assert {str(call.body) for call in server.pool.matching("POST .*/renew/")} == {"{'duration': 0.2}"}
     assert server.pool.calls[-1].path.endswith("/return/")
@@ -479,14 +479,14 @@ def test_a_request_is_renewed_while_it_waits(server):
 
     helper = threading.Thread(target=ready_after_renewal)
     helper.start()
-    with client_of(server).hold(image="b2g", duration=0.2):
+    with client_of(server).hold(**B2G | {"duration": 0.2}):
         pass
     helper.join()
 
 
 def test_a_device_that_is_lost_is_told_at_once_and_at_the_end(server):
     lost = threading.Event()
-    hold = client_of(server).hold(image="b2g", duration=0.1, on_lost=lambda error: lost.set())
+    hold = client_of(server).hold(**B2G | {"duration": 0.1}, on_lost=lambda error: lost.set())
     with pytest.raises(DeviceLost, match="the device of request 1 is lost: request 1 has ended") as caught, hold:
         hold.check()
         server.pool.set_state(1, "closed")
@@ -500,7 +500,7 @@ def test_a_device_is_lost_when_no_server_renews_it_until_it_expires(server):
     lost = threading.Event()
     with (
         pytest.raises(DeviceLost, match="is lost"),
-        client_of(server).hold(image="b2g", duration=0.3, on_lost=lambda error: lost.set()),
+        client_of(server).hold(**B2G | {"duration": 0.3}, on_lost=lambda error: lost.set()),
     ):
         server.always = AWAY
         assert lost.wait(10)
@@ -508,7 +508,7 @@ def test_a_device_is_lost_when_no_server_renews_it_until_it_expires(server):
 
 
 def test_a_renewal_that_fails_once_is_made_again(server):
-    with client_of(server).hold(image="b2g", duration=1.0):
+    with client_of(server).hold(**B2G | {"duration": 1.0}):
         server.always = lambda call: AWAY if "renew" in call.path else None
         server.pool.wait_for(lambda: server.pool.count("POST .*/renew/") >= 1)
         server.always = None

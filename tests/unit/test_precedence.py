@@ -7,53 +7,75 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+
+import pytest
 
 from mozpool.clock import Clock
+from mozpool.lanes import Lanes
 from mozpool.precedence import FRESH, PATIENCE, Precedence
 
 
-def seconds_held_back(precedence: Precedence) -> float:
+@pytest.fixture
+def precedence() -> Precedence:
+    return Precedence(Clock())
+
+
+@pytest.fixture
+def lanes(precedence: Precedence) -> Iterator[Lanes]:
+    made = Lanes("test", 4, Clock(), precedence=precedence, urgent=frozenset({"urgent"}))
+    yield made
+    assert made.stop(10)
+
+
+def seconds_until_done(lanes: Lanes, lane: str | None = None) -> float:
+    done = threading.Event()
     begun = time.monotonic()
-    precedence.give_way()
+    lanes.submit(lane, done.set)
+    assert done.wait(10)
     return time.monotonic() - begun
 
 
-def test_background_work_begins_at_once_when_nobody_calls() -> None:
-    assert seconds_held_back(Precedence(Clock())) < PATIENCE / 2
+def test_background_work_begins_at_once_when_nobody_calls(lanes: Lanes) -> None:
+    assert seconds_until_done(lanes) < PATIENCE / 2
 
 
-def test_background_work_waits_for_a_call_and_no_longer_than_its_patience() -> None:
-    precedence = Precedence(Clock())
+def test_background_work_waits_for_a_call_and_no_longer_than_its_patience(lanes: Lanes, precedence: Precedence) -> None:
     with precedence.call():
-        assert PATIENCE * 0.9 <= seconds_held_back(precedence)
+        assert seconds_until_done(lanes) >= PATIENCE * 0.9
 
 
-def test_background_work_begins_as_soon_as_the_last_call_ends() -> None:
-    precedence = Precedence(Clock())
-    began, ended = threading.Event(), threading.Event()
-
-    def work() -> None:
-        began.set()
-        precedence.give_way()
-        ended.set()
-
+def test_urgent_work_waits_for_no_call(lanes: Lanes, precedence: Precedence) -> None:
     with precedence.call():
-        thread = threading.Thread(target=work)
-        thread.start()
-        assert began.wait(5)
-    assert ended.wait(5)
-    thread.join(5)
+        assert seconds_until_done(lanes, "urgent") < PATIENCE / 2
 
 
-def test_a_call_that_steps_aside_holds_nobody_up() -> None:
-    precedence = Precedence(Clock())
+def test_urgent_work_goes_before_work_that_is_held_back(lanes: Lanes, precedence: Precedence) -> None:
+    done = threading.Event()
+    with precedence.call():
+        lanes.submit(None, done.set)
+        assert seconds_until_done(lanes, "urgent") < PATIENCE / 2
+        assert not done.is_set()
+    assert done.wait(10)
+
+
+def test_background_work_begins_as_soon_as_the_last_call_ends(lanes: Lanes, precedence: Precedence) -> None:
+    done = threading.Event()
+    with precedence.call():
+        lanes.submit(None, done.set)
+        assert not done.is_set()
+    begun = time.monotonic()
+    assert done.wait(10)
+    assert time.monotonic() - begun < PATIENCE / 2
+
+
+def test_a_call_that_steps_aside_holds_nobody_up(lanes: Lanes, precedence: Precedence) -> None:
     with precedence.call():
         precedence.step_aside()
-        assert seconds_held_back(precedence) < PATIENCE / 2
+        assert seconds_until_done(lanes) < PATIENCE / 2
 
 
-def test_a_slow_call_holds_nobody_up() -> None:
-    precedence = Precedence(Clock())
+def test_a_slow_call_holds_nobody_up(lanes: Lanes, precedence: Precedence) -> None:
     with precedence.call():
         time.sleep(FRESH * 1.1)
-        assert seconds_held_back(precedence) < PATIENCE / 2
+        assert seconds_until_done(lanes) < PATIENCE / 2
