@@ -1,0 +1,33 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The benchmarks run, and what they do is right; how fast it is, they only print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench import load
+from tests.bench.__main__ import server
+from tests.integration.mozpool_site import free_ports
+from tests.mariadb import MariaDB
+
+
+@pytest.mark.mysql
+@pytest.mark.timeout(180)
+def test_each_mode_of_the_benchmark_runs_without_an_error_or_a_doubly_held_device(
+    mariadb: MariaDB, tmp_path: Path
+) -> None:
+    mariadb.execute("CREATE DATABASE bench CHARACTER SET utf8mb4")
+    try:
+        with server(mariadb.url("bench"), 10, tmp_path, free_ports(1)) as url:
+            for mode, measured in (("claim", "claim and return"), ("cycle", "cycle"), ("handoff", "handoff")):
+                result = load.run(url, mode, 4, 2.0)
+                print(f"{mode}: {result.rate(measured):.1f} per second, p50 {result.quantile(measured, 0.5):.1f} ms")
+                assert result.times[measured]
+                assert result.errors == 0
+                assert result.doubles == 0
+    finally:
+        mariadb.execute("DROP DATABASE bench")
