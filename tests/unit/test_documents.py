@@ -178,7 +178,7 @@ def test_a_command_that_a_document_uses_exists(document, line):
 
 def takes(found: click.Command, option: str) -> bool:
     """Whether a command has an option."""
-    with click.Context(found) as context:
+    with click.Context(found, **found.context_settings) as context:
         return any(option.split("=")[0] in parameter.opts for parameter in found.get_params(context))
 
 
@@ -186,7 +186,7 @@ def is_flag(found: click.Command, option: str) -> bool:
     """Whether an option takes no value."""
     if "=" in option:
         return True
-    with click.Context(found) as context:
+    with click.Context(found, **found.context_settings) as context:
         parameters = [parameter for parameter in found.get_params(context) if option in parameter.opts]
     return isinstance(parameters[0], click.Option) and parameters[0].is_flag
 
@@ -204,7 +204,7 @@ def every_command() -> list[tuple[str, click.Command]]:
 
 @pytest.mark.parametrize(("name", "found"), every_command(), ids=[name for name, _ in every_command()])
 def test_a_command_explains_itself(name, found):
-    with click.Context(found, info_name=name) as context:
+    with click.Context(found, info_name=name, **found.context_settings) as context:
         shown = found.get_help(context)
     assert shown.startswith(f"Usage: {name}")
     assert found.help
