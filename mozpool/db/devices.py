@@ -230,12 +230,6 @@ def states(conn: Connection) -> dict[str, str]:
     return {row.name: row.state for row in rows}
 
 
-def count_states(conn: Connection) -> dict[str, int]:
-    """State → number of devices in it."""
-    rows = conn.execute(select(devices.c.state, func.count().label("number")).group_by(devices.c.state))
-    return {row.state: row.number for row in rows}
-
-
 def environments(conn: Connection) -> list[str]:
     """All environments that devices are in, sorted."""
     rows = conn.scalars(select(devices.c.environment).distinct().order_by(devices.c.environment))

@@ -339,12 +339,6 @@ def place_in_queue(conn: Connection, request: Request) -> int:
     return int(before or 0) + 1
 
 
-def count_states(conn: Connection) -> dict[str, int]:
-    """State → number of requests in it, closed ones left out."""
-    query = select(requests.c.state, func.count().label("number")).where(requests.c.state != "closed")
-    return {row.state: row.number for row in conn.execute(query.group_by(requests.c.state))}
-
-
 def holders(conn: Connection, device_ids: Sequence[int]) -> list[tuple[int, str, datetime]]:
     """(device id, assignee, expires) of the claims on these devices."""
     query = (
