@@ -1,21 +1,88 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""Time, as the rest of the program sees it. Nothing else reads a clock or sleeps.
+"""Time and waiting, as the rest of the program sees them. Nothing else reads a clock or sleeps.
 
 Wall time (:meth:`Clock.now`) is for what is stored and shown; durations are measured with
 :meth:`Clock.monotonic`, which no step of the system's clock disturbs.
+
+What threads wait for one another with comes from here, too, so that a simulation can run them one at a time, in an
+order that it chooses: locks that are held while something else is waited for, conditions, events, and the threads.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+
+class Lock(AbstractContextManager[bool], Protocol):
+    """One thread at a time. ``threading.Lock`` is one."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Wait for it, at most ``timeout`` seconds (-1: for ever); answer whether it is held now."""
+        ...
+
+    def release(self) -> None:
+        """Let the next one have it."""
+        ...
+
+
+class Condition(AbstractContextManager[bool], Protocol):
+    """A lock, and waiting for something that happens under it. ``threading.Condition`` is one."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Let go of the lock until another thread notifies, at most ``timeout`` seconds."""
+        ...
+
+    def notify(self, n: int = 1) -> None:
+        """Wake up so many of those that wait."""
+        ...
+
+    def notify_all(self) -> None:
+        """Wake up all that wait."""
+        ...
+
+
+class Event(Protocol):
+    """Something that happens once. ``threading.Event`` is one; wait for it with :meth:`Clock.wait`."""
+
+    def is_set(self) -> bool:
+        """Whether it has happened."""
+        ...
+
+    def set(self) -> None:
+        """It happens now."""
+        ...
+
+    def clear(self) -> None:
+        """It is to happen anew."""
+        ...
+
+
+class Thread(Protocol):
+    """A thread that runs. ``threading.Thread`` is one."""
+
+    @property
+    def name(self) -> str:
+        """As :meth:`Clock.current_thread` says in it."""
+        ...
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end, at most ``timeout`` seconds."""
+        ...
+
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        ...
 
 
 class Clock:
-    """The machine's own time. Safe to use from any thread."""
+    """The machine's own time and threads. Safe to use from any thread."""
 
     def now(self) -> datetime:
         """The wall time: an aware datetime in UTC, with microseconds."""
@@ -30,9 +97,32 @@ class Clock:
         if seconds > 0:
             time.sleep(seconds)
 
-    def wait(self, event: threading.Event, seconds: float | None) -> bool:
-        """Wait until ``event`` is set, at most ``seconds``; return whether it is set."""
+    def wait(self, event: Event, seconds: float | None) -> bool:
+        """Wait until ``event``, which is from :meth:`event`, is set, at most ``seconds``; return whether it is set."""
+        assert isinstance(event, threading.Event)
         return event.wait(seconds)
+
+    def event(self) -> Event:
+        """Something to wait for."""
+        return threading.Event()
+
+    def lock(self) -> Lock:
+        """A lock that may be held while something else is waited for: the database, another lock, time."""
+        return threading.Lock()
+
+    def condition(self) -> Condition:
+        """A condition with a lock of its own."""
+        return threading.Condition(threading.Lock())
+
+    def start_thread(self, work: Callable[[], None], name: str) -> Thread:
+        """Do ``work`` in a thread that does not keep the process alive."""
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def current_thread(self) -> str:
+        """The name of the thread that calls."""
+        return threading.current_thread().name
 
 
 class SimClock(Clock):
@@ -58,7 +148,7 @@ class SimClock(Clock):
         """Advance the time by ``seconds``."""
         self.advance(seconds)
 
-    def wait(self, event: threading.Event, seconds: float | None) -> bool:
+    def wait(self, event: Event, seconds: float | None) -> bool:
         """Return at once when ``event`` is set, else advance by ``seconds``."""
         if not event.is_set() and seconds is not None:
             self.advance(seconds)

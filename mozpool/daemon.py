@@ -10,10 +10,10 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from apscheduler.executors.pool import ThreadPoolExecutor
-from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy.exc import DBAPIError
 
 from mozpool import __version__
 from mozpool.bmm.interfaces import BackendContext
@@ -23,7 +23,7 @@ from mozpool.clock import Clock
 from mozpool.config import ConfigError, Problem, Settings, check_state_names
 from mozpool.db import images, relay_boards, upkeep
 from mozpool.db.devices import Candidate
-from mozpool.db.engine import Database
+from mozpool.db.engine import Database, reason
 from mozpool.db.requests import Request
 from mozpool.errors import DatabaseAway
 from mozpool.lanes import Lanes, Timers
@@ -31,8 +31,9 @@ from mozpool.lifeguard.devicemachine import device_machine
 from mozpool.lifeguard.operations import DeviceOperations
 from mozpool.lifeguard.service import LifeGuard
 from mozpool.lifeguard.store import DeviceStore
-from mozpool.links import Links
+from mozpool.links import Links, Post, http_post
 from mozpool.logbook import Logbook
+from mozpool.metronome import Metronome
 from mozpool.pool.allocation import MATCH_LANE, Matcher
 from mozpool.pool.operations import RequestOperations
 from mozpool.pool.requestmachine import request_machine
@@ -64,6 +65,8 @@ UPKEEP_INTERVAL = 3600.0
 STOP_LIMIT = 8.0
 """Seconds that running work gets to end when the daemon stops."""
 
+NO_BACKENDS: Mapping[tuple[str, str], object] = MappingProxyType({})
+
 
 def _check_backends(settings: Settings, registry: Registry, defaults: Mapping[str, str]) -> None:
     """Raise ConfigError when ``[bmm]`` names a backend that is not installed."""
@@ -91,9 +94,17 @@ class Daemon:
         *,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        database: Database | None = None,
+        metronome: Metronome | None = None,
+        backends: Mapping[tuple[str, str], object] = NO_BACKENDS,
+        post: Post = http_post,
         checkpoint: Callable[[str], None] = lambda point: None,
     ) -> None:
         """Put the parts together; needs the database for this server's id.
+
+        What a simulation replaces: ``database`` instead of the configured one, ``metronome``, BMM's ``backends`` by
+        interface and name beside those that are installed, ``post`` for calls to other imaging servers, and
+        ``checkpoint``, which is called between the steps of a transition.
 
         Raises ConfigError, DatabaseAway, MozpoolError when the database knows no imaging server of this name and none
         can be added.
@@ -113,9 +124,9 @@ class Daemon:
             speed=speed,
             fping=settings.bmm.fping,
         )
-        registry = Registry(context, bmm_defaults)
+        registry = Registry(context, bmm_defaults, backends)
         _check_backends(settings, registry, bmm_defaults)
-        self.database = Database.of(settings.database, clock=self.clock, rng=self.rng)
+        self.database = database or Database.of(settings.database, clock=self.clock, rng=self.rng)
         self.server_id = self.database.run(lambda conn: images.ensure_imaging_server(conn, settings.server.fqdn))
         self.logbook = Logbook(self.database, self.clock)
         self.timers = Timers(self.clock)
@@ -127,7 +138,7 @@ class Daemon:
         self.calls = Lanes("calls", max(8, settings.lifeguard.workers // 4), self.clock, precedence=self.precedence)
 
         self.bmm = BMM(registry, self.database, self.clock, settings.server.ipaddress)
-        links = Links(settings.server.fqdn, self.database)
+        links = Links(settings.server.fqdn, self.database, post)
         common = {
             "clock": self.clock,
             "rng": self.rng,
@@ -193,12 +204,7 @@ class Daemon:
             longest_operation=max(STORAGE_LIMIT, POWER_LIMIT),
             heartbeat_file=settings.server.heartbeat_file,
         )
-        logging.getLogger("apscheduler").setLevel(logging.WARNING)
-        self.scheduler = BackgroundScheduler(
-            timezone="UTC",
-            executors={"default": ThreadPoolExecutor(2)},
-            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
-        )
+        self.metronome = metronome or Metronome(self.clock)
         self.rack: Rack | None = None
         self._stopped = threading.Event()
 
@@ -270,13 +276,10 @@ class Daemon:
         self.logbook.start()
         self.timers.start()
         interval = self.settings.pool.scan_interval
-        # A metronome only: what is due is in the database.
-        self.scheduler.add_job(lambda: self.scan(0.0), "interval", seconds=interval, id="scan")
-        self.scheduler.add_job(self.matcher.wake, "interval", seconds=interval, id="match")
-        self.scheduler.add_job(
-            self.tidy_up, "interval", seconds=UPKEEP_INTERVAL, id="upkeep", next_run_time=self.clock.now()
-        )
-        self.scheduler.start()
+        self.metronome.every(interval, self.scan, "scan")
+        self.metronome.every(interval, self.matcher.wake, "match")
+        self.metronome.every(UPKEEP_INTERVAL, self.tidy_up, "upkeep", now=True)
+        self.metronome.start()
         self.watchdog.start()
         self.quick.submit(None, lambda: self.scan(START_JITTER), "first scan")
         self.matcher.wake()
@@ -296,6 +299,8 @@ class Daemon:
             upkeep.run(self.database, self.clock)
         except DatabaseAway as error:
             log.warning("old rows are not cleared away: %s", error)
+        except DBAPIError as error:
+            log.error("old rows are not cleared away: %s (does the schema need mozpool-db upgrade?)", reason(error))
 
     def _start_fakes(self) -> None:
         from mozpool.fakes.pool import boards_of
@@ -313,8 +318,7 @@ class Daemon:
             return
         self._stopped.set()
         log.info("mozpool on %s stops", self.settings.server.fqdn)
-        if self.scheduler.running:
-            self.scheduler.shutdown(wait=False)
+        self.metronome.stop()
         self.watchdog.stop()
         self.timers.stop()
         self.devices.stop()

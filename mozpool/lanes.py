@@ -13,12 +13,11 @@ import heapq
 import itertools
 import logging
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from mozpool.clock import Clock
+from mozpool.clock import Clock, Thread
 from mozpool.precedence import PATIENCE, Precedence
 
 log = logging.getLogger("mozpool.lanes")
@@ -72,11 +71,10 @@ class Lanes:
         self.name = name
         self._workers = workers
         self._clock = clock
-        self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)
+        self._lock = clock.condition()
         self._turns: deque[_Turn] = deque()
         self._waiting: dict[Hashable, deque[tuple[Work, str]]] = {}
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Thread] = []
         self._idle = 0
         self._stopping = False
         self._running: dict[str, tuple[Hashable | None, str, float]] = {}
@@ -100,19 +98,18 @@ class Lanes:
                 self._turns.appendleft(turn)
             else:
                 self._turns.append(turn)
-            if threading.current_thread().name in self._running and len(self._turns) == 1:
+            if self._clock.current_thread() in self._running and len(self._turns) == 1:
                 return  # this worker is about to end its work, and takes the turn itself
             if self._idle >= len(self._turns):
-                self._wake.notify()
+                self._lock.notify()
             elif len(self._threads) < self._workers:
-                thread = threading.Thread(target=self._work, name=f"{self.name}-{len(self._threads) + 1}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                name = f"{self.name}-{len(self._threads) + 1}"
+                self._threads.append(self._clock.start_thread(self._work, name))
             else:
-                self._wake.notify()
+                self._lock.notify()
 
     def _work(self) -> None:
-        me = threading.current_thread().name
+        me = self._clock.current_thread()
         while True:
             with self._lock:
                 turn = self._next_turn()
@@ -133,7 +130,7 @@ class Lanes:
                             # Behind the others: a long lane must not keep a worker to itself.
                             self._turns.append(_Turn(lane, *queue.popleft(), self._clock.monotonic()))
                             if len(self._turns) > 1:
-                                self._wake.notify()
+                                self._lock.notify()
                         else:
                             del self._waiting[lane]
 
@@ -148,9 +145,9 @@ class Lanes:
                     if held_back <= 0:
                         turn = self._turns.popleft()
                         if self._turns and self._idle > 1:
-                            self._wake.notify()
+                            self._lock.notify()
                         return turn
-                self._wake.wait(held_back)
+                self._lock.wait(held_back)
             return None
         finally:
             self._idle -= 1
@@ -165,7 +162,7 @@ class Lanes:
         """The calls that work gave way to are over."""
         with self._lock:
             if self._turns:
-                self._wake.notify()
+                self._lock.notify()
 
     def length(self, lane: Hashable) -> int:
         """How many pieces of work wait in a lane, behind the one that is being done."""
@@ -191,10 +188,10 @@ class Lanes:
             self._stopping = True
             self._turns.clear()
             self._waiting = {lane: deque() for lane in self._waiting}
-            self._wake.notify_all()
+            self._lock.notify_all()
         end = self._clock.monotonic() + seconds
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            if thread.name != self._clock.current_thread():
                 thread.join(max(0.0, end - self._clock.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
@@ -205,20 +202,18 @@ class Timers:
     def __init__(self, clock: Clock) -> None:
         """The thread starts with :meth:`start`; calls set before that wait for it."""
         self._clock = clock
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._lock = clock.condition()
         self._heap: list[tuple[float, int, Hashable]] = []
         self._calls: dict[Hashable, tuple[int, Work, float]] = {}
         self._numbers = itertools.count()
         self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self.last_turn = clock.monotonic()
         """When the thread last looked at its heap: the watchdog's sign of progress."""
 
     def start(self) -> None:
         """Begin to make calls."""
-        self._thread = threading.Thread(target=self._run, name="timers", daemon=True)
-        self._thread.start()
+        self._thread = self._clock.start_thread(self._run, "timers")
 
     def set(self, key: Hashable, seconds: float, call: Work, *, rank: float = 0) -> None:
         """Make ``call`` in so many seconds, in place of what was set for ``key`` before. It must be quick.
@@ -239,7 +234,7 @@ class Timers:
                 self._heap = [entry for entry in self._heap if entry[1] in current]
                 heapq.heapify(self._heap)
             if self._heap[0][1] == number:
-                self._changed.notify()
+                self._lock.notify()
 
     def cancel(self, key: Hashable, *, rank: float = math.inf) -> None:
         """Forget the call of ``key``, if there is one that has no higher ``rank``."""
@@ -270,7 +265,7 @@ class Timers:
                 due = self._due()
                 while not due and not self._stopping:
                     wait = self._heap[0][0] - self._clock.monotonic() if self._heap else 10.0
-                    self._changed.wait(min(max(wait, 0.0), 10.0))
+                    self._lock.wait(min(max(wait, 0.0), 10.0))
                     self.last_turn = self._clock.monotonic()
                     due = self._due()
                 if self._stopping:
@@ -285,6 +280,6 @@ class Timers:
         """Make no more calls and end the thread."""
         with self._lock:
             self._stopping = True
-            self._changed.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
+            self._lock.notify()
+        if self._thread is not None and self._thread.name != self._clock.current_thread():
             self._thread.join(10)

@@ -25,11 +25,30 @@ HTTP_LIMIT = 8.0
 """Seconds that another imaging server may take to accept a connection, and to answer."""
 
 
+Post = Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]]
+"""POSTs a JSON object to a path of an imaging server (its fqdn); answers its JSON. Raises LinkError."""
+
+
+def http_post(server: str, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """POST by HTTP, within HTTP_LIMIT. Raises LinkError."""
+    url = f"http://{server}{path}"
+    try:
+        answer = http.post(url, json=dict(body), timeout=HTTP_LIMIT, allow_redirects=False)
+        answer.raise_for_status()
+        said = answer.json()
+    except (http.RequestException, ValueError) as error:
+        raise LinkError(f"imaging server {server} does not answer ({type(error).__name__})") from error
+    if answer.status_code != 200 or not isinstance(said, dict):
+        raise LinkError(f"imaging server {server} answered {answer.status_code}")
+    return said
+
+
 class Links:
     """Both directions: MozPool's link to LifeGuard, and LifeGuard's to MozPool's requests."""
 
-    def __init__(self, own_name: str, database: Database) -> None:
+    def __init__(self, own_name: str, database: Database, post: Post = http_post) -> None:
         """``own_name`` is this imaging server's fqdn. The layers are plugged in by :meth:`connect`."""
+        self._post = post
         self._own_name = own_name
         self._database = database
         self._lifeguard: LifeGuard | None = None
@@ -93,16 +112,3 @@ class Links:
             return call(lifeguard)
         except DatabaseAway as error:
             raise LinkError(error.message) from error
-
-    @staticmethod
-    def _post(server: str, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        url = f"http://{server}{path}"
-        try:
-            answer = http.post(url, json=dict(body), timeout=HTTP_LIMIT, allow_redirects=False)
-            answer.raise_for_status()
-            said = answer.json()
-        except (http.RequestException, ValueError) as error:
-            raise LinkError(f"imaging server {server} does not answer ({type(error).__name__})") from error
-        if answer.status_code != 200 or not isinstance(said, dict):
-            raise LinkError(f"imaging server {server} answered {answer.status_code}")
-        return said

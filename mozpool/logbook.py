@@ -17,7 +17,7 @@ from typing import Literal
 
 from sqlalchemy.exc import DBAPIError
 
-from mozpool.clock import Clock
+from mozpool.clock import Clock, Thread
 from mozpool.db import logs, upkeep
 from mozpool.db.engine import Database
 from mozpool.db.tables import device_logs, request_logs
@@ -45,9 +45,9 @@ class Logbook:
         self._lines: deque[tuple[Kind, int, datetime, str, str]] = deque()
         self._dropped = 0
         self._lock = threading.Lock()
-        self._writing = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._writing = clock.lock()
+        self._stop = clock.event()
+        self._thread: Thread | None = None
 
     def add(self, kind: Kind, row_id: int, name: str, source: str, message: str, level: int = logging.INFO) -> None:
         """Note a line for the device or request with this id; ``name`` is what the process's log calls it."""
@@ -94,11 +94,10 @@ class Logbook:
 
     def start(self) -> None:
         """Write from a thread from now on."""
-        self._thread = threading.Thread(target=self._run, name="logbook", daemon=True)
-        self._thread.start()
+        self._thread = self._clock.start_thread(self._run, "logbook")
 
     def _run(self) -> None:
-        while not self._stop.wait(FLUSH_INTERVAL):
+        while not self._clock.wait(self._stop, FLUSH_INTERVAL):
             try:
                 self.flush()
                 with self._lock:
@@ -107,7 +106,7 @@ class Logbook:
                     log.warning("%d log lines were dropped while the database was away", dropped)
             except DatabaseAway as error:
                 log.debug("log lines are kept: %s", error)
-                self._stop.wait(1.0)
+                self._clock.wait(self._stop, 1.0)
             except Exception:
                 # A line that the database refuses must not hold up all others for ever.
                 log.exception("a batch of log lines could not be written and is dropped")

@@ -235,7 +235,7 @@ class Driver(Generic[Row]):
         self.observers: list[Observer] = []
         self.effects: Effects[Row] | None = None
         self._checkpoint = checkpoint
-        self._stopping = threading.Event()
+        self._stopping = clock.event()
         self._remembered: dict[int, Row] = {}
 
     # Rows as this process last wrote them: they save the load before a transition, whose write has their version.

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mozpool.clock import Clock
+from mozpool.clock import Clock, Thread
 from mozpool.lanes import Lanes, Timers
 
 log = logging.getLogger("mozpool.watchdog")
@@ -71,13 +71,12 @@ class Watchdog:
         self._heartbeat = heartbeat_file
         self._end_process = end_process
         self._reported: set[tuple[str, str]] = set()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._stop = clock.event()
+        self._thread: Thread | None = None
 
     def start(self) -> None:
         """Begin to watch."""
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-        self._thread.start()
+        self._thread = self._clock.start_thread(self._run, "watchdog")
 
     def stop(self) -> None:
         """End the thread."""

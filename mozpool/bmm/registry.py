@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import cast
 
 from mozpool.bmm.interfaces import Agent, BackendContext, Boot, Power, Probe
@@ -41,16 +42,21 @@ _KINDS: Mapping[str, type] = {"power": Power, "boot": Boot, "probe": Probe, "age
 class Registry:
     """Gives backends by name; each is built once, when first asked for. Safe to use from any thread."""
 
-    def __init__(self, context: BackendContext, defaults: Mapping[str, str] = DEFAULTS) -> None:
+    def __init__(
+        self,
+        context: BackendContext,
+        defaults: Mapping[str, str] = DEFAULTS,
+        built: Mapping[tuple[str, str], object] = MappingProxyType({}),
+    ) -> None:
         """Look up what is installed, without importing it.
 
         ``context`` is what every backend is built with; ``defaults`` maps interfaces to names and replaces
-        those of :data:`DEFAULTS`.
+        those of :data:`DEFAULTS`. ``built`` are more backends, by interface and name, that exist already.
         """
         self._context = context
         self._defaults = {**DEFAULTS, **defaults}
         self._known = {interface: _find(interface) for interface in BUILT_IN}
-        self._built: dict[tuple[str, str], object] = {}
+        self._built: dict[tuple[str, str], object] = dict(built)
         self._lock = threading.Lock()
 
     def power(self, name: str | None = None) -> Power:
@@ -71,7 +77,8 @@ class Registry:
 
     def names(self, interface: str) -> list[str]:
         """The backends that exist for ``power``, ``boot``, ``probe`` or ``agent``, sorted."""
-        return sorted(self._known[interface])
+        built = {name for kind, name in self._built if kind == interface}
+        return sorted(built | set(self._known[interface]))
 
     def _get(self, interface: str, name: str | None) -> object:
         name = self._defaults[interface] if name is None else name

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from mozpool.bmm.backends.pxe import render
 from mozpool.bmm.interfaces import CommandResult, Target
 from mozpool.bmm.registry import Registry
-from mozpool.clock import Clock, Deadline
+from mozpool.clock import Clock, Deadline, Lock
 from mozpool.db import images
 from mozpool.db.devices import Device
 from mozpool.db.engine import Database
@@ -60,7 +60,7 @@ class BMM:
         self._ip_address = ip_address
         self._lane_backends: dict[str, str | None] = {}
         self._written: dict[int, str] = {}
-        self._boot_locks: dict[int, threading.Lock] = {}
+        self._boot_locks: dict[int, Lock] = {}
         self._lock = threading.Lock()
 
     def _deadline(self, seconds: float) -> Deadline:
@@ -96,7 +96,7 @@ class BMM:
     def sync_boot(self, device: Device) -> None:
         """Make the network boot files say what the device's row says: its ``pxe_config``, or nothing."""
         with self._lock:
-            lock = self._boot_locks.setdefault(device.id, threading.Lock())
+            lock = self._boot_locks.setdefault(device.id, self._clock.lock())
         with lock:
             text = self._boot_text(device)
             digest = "" if text is None else hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

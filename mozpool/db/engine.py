@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import random
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc
@@ -70,6 +70,10 @@ _MYSQL_SESSION = (
 )
 
 
+_busy: ContextVar[frozenset[int]] = ContextVar("busy", default=frozenset())
+"""The databases that this thread has a transaction of."""
+
+
 class Database:
     """A pool of connections to one database. All methods may be called from any thread."""
 
@@ -97,8 +101,7 @@ class Database:
         self._rng = rng
         self._in_memory = self.dialect == "sqlite" and self.url.database in (None, "", ":memory:")
         self._connect_timeout = connect_timeout
-        self._writer = threading.Lock()
-        self._busy = threading.local()
+        self._writer = clock.lock()
         if self.dialect == "mysql":
             self.engine = self._mysql_engine(pool_size)
             self.reader = self._mysql_engine(pool_size, read_only=True)
@@ -301,13 +304,14 @@ class Database:
     @contextmanager
     def _once_a_thread(self) -> Iterator[None]:
         """Refuse a transaction within a transaction: it would wait for a connection or a lock that it holds itself."""
-        if getattr(self._busy, "yes", False):
+        busy = _busy.get()
+        if id(self) in busy:
             raise RuntimeError("this thread already is in a transaction: pass its connection on")
-        self._busy.yes = True
+        before = _busy.set(busy | {id(self)})
         try:
             yield
         finally:
-            self._busy.yes = False
+            _busy.reset(before)
 
     @contextmanager
     def _one_at_a_time(self, needed: bool) -> Iterator[None]:

@@ -24,6 +24,7 @@ from datetime import datetime
 from sqlalchemy import Connection, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
+from mozpool.clock import Event
 from mozpool.db import devices, images, requests
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.devices import Candidate, Device
@@ -95,9 +96,9 @@ class _Claim:
 
     request: Request
     device: Candidate
-    made: bool = False
-    done: threading.Event = field(default_factory=threading.Event)
+    done: Event
     """Set when it is made, or never will be."""
+    made: bool = False
 
 
 @dataclass
@@ -126,7 +127,7 @@ class Matcher:
         self._database = database
         self._rng = rng
         self._quick = quick
-        self._planning = threading.Lock()
+        self._planning = driver.clock.lock()
         self._tickets = itertools.count(1)
         self._last_run = 0
         self._pending = threading.Lock()
@@ -283,7 +284,7 @@ class Matcher:
                 return False
             found = plan.found[wish] = some
         if found:
-            plan.claims[request.id] = _Claim(request, found[0])
+            plan.claims[request.id] = _Claim(request, found[0], self._driver.clock.event())
             plan.taken.add(found[0].id)
         else:
             plan.unserved[criteria.key] = criteria

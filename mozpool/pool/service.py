@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from mozpool.clock import Clock
+from mozpool.clock import Clock, Event
 from mozpool.db import devices, history, images, requests
 from mozpool.db.engine import Database
 from mozpool.db.requests import Request
@@ -370,7 +370,7 @@ class Changes:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._waiting: dict[int, list[threading.Event]] = {}
+        self._waiting: dict[int, list[Event]] = {}
         self._stopped = False
 
     def stop(self) -> None:
@@ -401,7 +401,7 @@ class Changes:
     ) -> Request:
         """Answer ``look()`` as soon as it is ``enough``, at the latest after so many seconds."""
         end = self._clock.monotonic() + seconds
-        event = threading.Event()
+        event = self._clock.event()
         with self._lock:
             self._waiting.setdefault(request_id, []).append(event)
         try:
