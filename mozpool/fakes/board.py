@@ -3,10 +3,10 @@
 
 """A simulated board: powered by a relay, boots from the network or its own storage, installs images, fails.
 
-What it does in the network is real: it reads the PXE file that the TFTP server would give it, plays the second
-stage that the file names, tells the imaging server how far it is over HTTP, and opens the port of its agent
-(wire facts: PXE). The failure rates and the typical durations are those of real boards.
-Everything happens in the event loop's thread, unless it says otherwise.
+It reads the PXE file that the TFTP server would give it, plays the second stage that the file names, tells the
+imaging server how far it is over HTTP, and brings up its agent (wire facts: PXE). How all that reaches the board is
+up to its :class:`Surroundings`; the time is that of the event loop. The failure rates and the typical durations are
+those of real boards. Everything happens in the event loop's thread, unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -17,16 +17,11 @@ import random
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
-from mozpool.clock import Clock
-from mozpool.errors import BadInput
-from mozpool.fakes import httpclient
-from mozpool.fakes.echo import ECHO_PORT, EchoServer
-from mozpool.fakes.net import FakesError
-from mozpool.fakes.sutagent import COMMAND_PORT, Storage, SutAgent
+from mozpool.errors import BadInput, MozpoolError
+from mozpool.fakes.httpclient import Answer
 
 log = logging.getLogger(__name__)
 
@@ -138,20 +133,43 @@ class _Hangs(Exception):
     """Raised inside a board's life where it stops doing anything until its power is cycled."""
 
 
+class Surroundings(Protocol):
+    """What a board is connected to, and what it starts for others to connect to."""
+
+    async def plug_in(self) -> None:
+        """Open what hands the board its pings. Raises MozpoolError when that can't be."""
+        ...
+
+    def unplug(self) -> None:
+        """Close what hands the board its pings."""
+        ...
+
+    async def agent_up(self) -> None:
+        """Open the board's agent. Raises MozpoolError when that can't be."""
+        ...
+
+    def agent_down(self) -> None:
+        """Close the agent and cut its connections; nothing where it is not up."""
+        ...
+
+    def wipe(self) -> None:
+        """Make the storage that the agent shows that of a newly installed image."""
+        ...
+
+    async def read_pxe_file(self) -> str | None:
+        """The boot configuration for this board; None when there is none and it boots its own storage."""
+        ...
+
+    async def get(self, url: str) -> Answer:
+        """GET ``url``. Raises OSError when the server can't be talked with, ValueError for what makes no sense."""
+        ...
+
+
 class FakeBoard:
-    """One board. ``behaviour`` and ``agent.fault`` may be changed from any thread at any time."""
+    """One board. ``behaviour`` may be changed from any thread at any time."""
 
     def __init__(
-        self,
-        spec: BoardSpec,
-        *,
-        server_url: str,
-        tftp_root: Path | None,
-        behaviour: Behaviour,
-        seed: str,
-        clock: Clock,
-        agent_port: int = COMMAND_PORT,
-        echo_port: int = ECHO_PORT,
+        self, spec: BoardSpec, surroundings: Surroundings, *, server_url: str, behaviour: Behaviour, seed: str
     ) -> None:
         """Describe the board; nothing is opened yet.
 
@@ -164,19 +182,8 @@ class FakeBoard:
         """What is installed."""
         self.boot_config: str | None = None
         """The boot configuration that the installed image was installed with, when this board installed it."""
-        self.storage = Storage()
-        self.agent = SutAgent(
-            spec.name,
-            spec.address,
-            agent_port,
-            storage=self.storage,
-            clock=clock,
-            uptime=self.uptime,
-            reboot=self.reboot,
-        )
-        self._echo = EchoServer(spec.name, spec.address, echo_port, answers=self._answers_ping)
+        self._surroundings = surroundings
         self._server_url = server_url.rstrip("/")
-        self._tftp_root = tftp_root
         self._fate = random.Random(seed)
         # Pings and repeated calls come as other programs please; they must not disturb the board's fate.
         self._noise = random.Random(f"{seed}:noise")
@@ -213,22 +220,22 @@ class FakeBoard:
         return self._history[:]
 
     async def start(self) -> None:
-        """Open the board's ports, with the installed image up and running. Raises FakesError when that can't be."""
+        """Plug the board in, with the installed image up and running. Raises MozpoolError when that can't be."""
         self._loop = asyncio.get_running_loop()
-        await self._echo.start()
+        await self._surroundings.plug_in()
         self._powered = True
         self._note("power_on")
         self._booted_at = self._loop.time()
         self._network_up = True
         if self._has_agent:
-            await self.agent.start()
+            await self._surroundings.agent_up()
         self._note("up", self.image or "")
 
     async def close(self) -> None:
-        """Close the board's ports and end what it is doing."""
+        """Unplug the board and end what it is doing."""
         life, self._life = self._life, None
         self._down()
-        self._echo.close()
+        self._surroundings.unplug()
         if life is not None:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
@@ -255,16 +262,17 @@ class FakeBoard:
         """Seconds since the running system booted."""
         return self._loop.time() - self._booted_at
 
+    def answers_ping(self) -> bool:
+        """Whether it answers the ping that comes in now; some get lost."""
+        return self._network_up and self._noise.random() >= self.behaviour.ping_failure
+
     @property
     def _has_agent(self) -> bool:
         return self.spec.agent and self.image is not None
 
-    def _answers_ping(self) -> bool:
-        return self._network_up and self._noise.random() >= self.behaviour.ping_failure
-
     def _down(self) -> None:
         self._network_up = False
-        self.agent.close()
+        self._surroundings.agent_down()
 
     # A board's life between two cuts of its power.
 
@@ -292,24 +300,11 @@ class FakeBoard:
         self._network_up = False
         if self._fails(self.behaviour.boot_failure):
             raise _Hangs("in the boot loader")
-        config = await self._read_pxe_file()
+        config = await self._surroundings.read_pxe_file()
         if config is None:
             await self._boot_storage()
         else:
             await self._boot_live_image(config)
-
-    async def _read_pxe_file(self) -> str | None:
-        """The boot configuration for this board; None when there is none and it boots its own storage."""
-        if self._tftp_root is None:
-            return None
-        mac = self.spec.mac_address
-        name = "01-" + "-".join(mac[place : place + 2] for place in range(0, 12, 2))
-        path = self._tftp_root / "pxelinux.cfg" / name
-        try:
-            # In a worker thread: a directory on a slow disk must not hold up a thousand other boards.
-            return await asyncio.to_thread(path.read_text, "utf-8", "replace")
-        except OSError:
-            return None
 
     async def _boot_storage(self) -> None:
         self._note("storage_boot", self.image or "")
@@ -320,8 +315,8 @@ class FakeBoard:
         self._network_up = True
         if self._has_agent:
             try:
-                await self.agent.start()
-            except FakesError as error:
+                await self._surroundings.agent_up()
+            except MozpoolError as error:
                 raise _Hangs(str(error)) from error
         self._note("up", self.image or "")
 
@@ -370,7 +365,7 @@ class FakeBoard:
         self._note("extract")
         self._bootable = False  # until it is whole
         self.image = self.boot_config = None
-        self.storage.wipe()
+        self._surroundings.wipe()
         await self._spend(self.behaviour.extract_seconds)
         if self._fails(self.behaviour.extraction_failure):
             raise _Hangs("in the extraction")
@@ -388,7 +383,7 @@ class FakeBoard:
         pause = 1.0
         while True:
             try:
-                answer = await httpclient.get(url)
+                answer = await self._surroundings.get(url)
             except (OSError, ValueError) as error:
                 problem = str(error) or type(error).__name__
             else:

@@ -20,8 +20,9 @@ from typing import Any, Self
 from mozpool.bmm.backends.proxr import Board, RelayInfo
 from mozpool.clock import Clock
 from mozpool.config import Settings
-from mozpool.fakes.board import Behaviour, BoardSpec, FakeBoard
+from mozpool.fakes.board import Behaviour, BoardSpec
 from mozpool.fakes.echo import ECHO_PORT
+from mozpool.fakes.loopback import LoopbackBoard
 from mozpool.fakes.net import FakesError
 from mozpool.fakes.relayboard import RelayBoard, RelayFault
 from mozpool.fakes.sutagent import COMMAND_PORT
@@ -55,14 +56,14 @@ class Rack:
         behaviour = behaviour or Behaviour()
         # Each part has a generator of its own, so that what one does never changes what another one does.
         seed = (rng or random.Random()).getrandbits(64)
-        self.boards: dict[str, FakeBoard] = {}
+        self.boards: dict[str, LoopbackBoard] = {}
         """By the device's name."""
         self.relay_boards: dict[str, RelayBoard] = {}
         """By ``HOST:PORT``."""
         _check_unique(boards)
-        wiring: defaultdict[Board, dict[tuple[int, int], FakeBoard]] = defaultdict(dict)
+        wiring: defaultdict[Board, dict[tuple[int, int], LoopbackBoard]] = defaultdict(dict)
         for spec in boards:
-            board = FakeBoard(
+            board = LoopbackBoard(
                 spec,
                 server_url=server_url,
                 tftp_root=None if tftp_root is None else Path(tftp_root),
@@ -194,7 +195,7 @@ class Rack:
         self._stopping = asyncio.Event()
         # For reading PXE files; asyncio.run ends these two threads.
         self._loop.set_default_executor(ThreadPoolExecutor(2, thread_name_prefix="mozpool-fakes-files"))
-        parts: list[FakeBoard | RelayBoard] = [*self.boards.values(), *self.relay_boards.values()]
+        parts: list[LoopbackBoard | RelayBoard] = [*self.boards.values(), *self.relay_boards.values()]
         try:
             for part in parts:
                 await part.start()
@@ -208,7 +209,7 @@ class Rack:
 class _Wiring:
     """What hangs on the relays of one relay board."""
 
-    def __init__(self, wires: dict[tuple[int, int], FakeBoard]) -> None:
+    def __init__(self, wires: dict[tuple[int, int], LoopbackBoard]) -> None:
         self._wires = wires
 
     def __call__(self, bank: int, relay: int, on: bool) -> None:

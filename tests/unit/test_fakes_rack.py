@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -393,6 +394,7 @@ def test_a_configuration_describes_a_lab(tmp_path):
     board = rack.boards["board-1"]
     assert board.behaviour == Behaviour(speed=20, extraction_failure=0.5, self_test_failure=0.25)
     assert board._server_url == "http://127.0.0.1:8123"
-    assert board._tftp_root == tmp_path
+    write_pxe(tmp_path, board.spec, "append quiet")
+    assert asyncio.run(board._surroundings.read_pxe_file()) == "append quiet"
     again = Rack.from_settings(settings, [spec()]).boards["board-1"]
     assert board._fate.random() == again._fate.random()
