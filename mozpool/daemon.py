@@ -42,7 +42,7 @@ from mozpool.pool.store import RequestStore
 from mozpool.precedence import Precedence
 from mozpool.statedriver import Driver, Effects, Outcome
 from mozpool.statemachine import Tuning
-from mozpool.watchdog import Watchdog
+from mozpool.watchdog import Watchdog, exit_now
 from mozpool.web.services import Services
 
 if TYPE_CHECKING:
@@ -99,12 +99,14 @@ class Daemon:
         backends: Mapping[tuple[str, str], object] = NO_BACKENDS,
         post: Post = http_post,
         checkpoint: Callable[[str], None] = lambda point: None,
+        end_process: Callable[[], None] = exit_now,
     ) -> None:
         """Put the parts together; needs the database for this server's id.
 
         What a simulation replaces: ``database`` instead of the configured one, ``metronome``, BMM's ``backends`` by
         interface and name beside those that are installed, ``post`` for calls to other imaging servers, and
-        ``checkpoint``, which is called between the steps of a transition.
+        ``checkpoint``, which is called between the steps of a transition. ``end_process`` is what the watchdog does
+        when nothing moves any more.
 
         Raises ConfigError, DatabaseAway, MozpoolError when the database knows no imaging server of this name and none
         can be added.
@@ -203,6 +205,7 @@ class Daemon:
             exit_after=settings.lifeguard.exit_after,
             longest_operation=max(STORAGE_LIMIT, POWER_LIMIT),
             heartbeat_file=settings.server.heartbeat_file,
+            end_process=end_process,
         )
         self.metronome = metronome or Metronome(self.clock)
         self.rack: Rack | None = None

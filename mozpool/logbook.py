@@ -46,6 +46,7 @@ class Logbook:
         self._dropped = 0
         self._lock = threading.Lock()
         self._writing = clock.lock()
+        self._news = clock.event()
         self._stop = clock.event()
         self._thread: Thread | None = None
 
@@ -59,6 +60,7 @@ class Logbook:
                 self._lines.popleft()
                 self._dropped += 1
             self._lines.append((kind, row_id, self._clock.now(), source, message))
+        self._news.set()
 
     def flush(self) -> None:
         """Write all lines that have come together. Raises DatabaseAway; the lines are kept then."""
@@ -97,7 +99,11 @@ class Logbook:
         self._thread = self._clock.start_thread(self._run, "logbook")
 
     def _run(self) -> None:
-        while not self._clock.wait(self._stop, FLUSH_INTERVAL):
+        while True:
+            self._clock.wait(self._news, None)
+            if self._clock.wait(self._stop, FLUSH_INTERVAL):
+                return
+            self._news.clear()
             try:
                 self.flush()
                 with self._lock:
@@ -106,6 +112,7 @@ class Logbook:
                     log.warning("%d log lines were dropped while the database was away", dropped)
             except DatabaseAway as error:
                 log.debug("log lines are kept: %s", error)
+                self._news.set()
                 self._clock.wait(self._stop, 1.0)
             except Exception:
                 # A line that the database refuses must not hold up all others for ever.
@@ -117,6 +124,7 @@ class Logbook:
     def stop(self) -> None:
         """Write what is left, if the database is there, and end the thread."""
         self._stop.set()
+        self._news.set()
         if self._thread is not None:
             self._thread.join(5)
         try:

@@ -245,6 +245,13 @@ class Driver(Generic[Row]):
         """The row as it was last written here; others may have written it since."""
         return self._remembered.get(row_id)
 
+    def load(self, row_id: int) -> Row | None:
+        """The row as it is in the database, which is remembered. Raises DatabaseAway."""
+        with self.database.read() as conn:
+            row = self.store.load(conn, row_id)
+        self._remember(row_id, row)
+        return row
+
     def forget(self, row_id: int) -> None:
         """The row was written by other hands."""
         self._remembered.pop(row_id, None)
@@ -714,13 +721,15 @@ class Effects(Generic[Row]):
         self._perform(job, row)
 
     def _look_again(self, job: _Job) -> Row | None:
-        """The row as it is now; as it was written a moment ago, when that was here and for this very effect."""
+        """The row as it is now; as it was last written here, for this very effect, when that was a moment ago.
+
+        What is only repeated needs no fresh look either: the rows that are remembered are let go in every scan.
+        """
         row = self._driver.remembered(job.row_id)
         fresh = self._driver.clock.monotonic() - job.queued < FRESH
-        if fresh and row is not None and row.attempt == job.attempt and job.runs == 0:
+        if row is not None and row.attempt == job.attempt and (fresh if job.runs == 0 else job.effect.bound):
             return row
-        with self._driver.database.read() as conn:
-            return self._driver.store.load(conn, job.row_id)
+        return self._driver.load(job.row_id)
 
     def _perform(self, job: _Job, row: Row) -> None:
         event: Event | None = None

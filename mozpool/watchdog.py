@@ -37,7 +37,8 @@ def stacks() -> str:
     return "\n".join(parts)
 
 
-def _exit() -> None:
+def exit_now() -> None:
+    """End the process at once, for its supervisor to start it again."""
     logging.shutdown()
     os._exit(EXIT_CODE)
 
@@ -56,7 +57,7 @@ class Watchdog:
         exit_after: float,
         longest_operation: float,
         heartbeat_file: Path | None = None,
-        end_process: Callable[[], None] = _exit,
+        end_process: Callable[[], None] = exit_now,
     ) -> None:
         """A transition that takes ``stuck_after`` seconds, or hardware work that takes as long beyond
         ``longest_operation``, is stuck; no progress at all for ``exit_after`` seconds ends the process.

@@ -6,6 +6,7 @@
 import os
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from mozpool.clock import Clock
 from mozpool.db import schema
 from mozpool.db.engine import Database
 from mozpool.db.tables import metadata
-from tests.mariadb import MariaDB, missing, running
+from tests.mariadb import READY_WITHIN, MariaDB, missing, running
 
 if TYPE_CHECKING:
     from tests.app_fixtures import Server
@@ -112,11 +113,15 @@ def bare_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Da
 def empty_tables(server: MariaDB, name: str) -> None:
     """Make the tables as good as new, in a few milliseconds: only those that were used are truncated.
 
-    Connections that the test left open are ended first, because their locks would hold this up.
+    Connections that the test left open are ended first, because their locks would hold this up. KILL returns before
+    its connection has gone, and one that is about to commit may still do so.
     """
-    for (number,) in server.execute("SELECT id FROM information_schema.processlist WHERE db = %s", name):
-        with suppress(OperationalError):  # it has just ended by itself
-            server.execute("KILL %s", number)
+    give_up = time.monotonic() + READY_WITHIN
+    while left := server.execute("SELECT id FROM information_schema.processlist WHERE db = %s", name):
+        assert time.monotonic() < give_up, f"a test has left behind who connects to {name} again and again"
+        for (number,) in left:
+            with suppress(OperationalError):  # it has just ended by itself
+                server.execute("KILL %s", number)
     tables = list(metadata.tables)
     with closing(server.connect(name)) as connection, connection.cursor() as cursor:
         filled = (f"SELECT '{table}' FROM DUAL WHERE EXISTS (SELECT 1 FROM {table})" for table in tables)

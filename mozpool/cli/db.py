@@ -5,20 +5,24 @@
 
 from __future__ import annotations
 
+import random
 import runpy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from sqlalchemy.exc import DBAPIError
 
 from mozpool import __version__, config, resources
+from mozpool.cli import newdevice
 from mozpool.clock import Clock
 from mozpool.db import schema
 from mozpool.db.engine import Database, reason
-from mozpool.errors import MozpoolError
+from mozpool.errors import BadInput, MozpoolError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
@@ -111,6 +115,45 @@ def check() -> None:
         click.echo(f"Nothing differs: {database.name} is at revision {schema.head()}.")
 
 
+def _backend_options(command: F) -> F:
+    """Add an option for each interface that a device may name a backend for."""
+    for interface in reversed(newdevice.INTERFACES):
+        option = click.option(
+            f"--{interface}", metavar="BACKEND", help=f"Its {interface} backend, if not the usual one."
+        )
+        command = option(command)
+    return command
+
+
+@main.command("add-device")
+@click.argument("name")
+@click.option("--mac", required=True, metavar="MAC", help="Its MAC address, such as aabbccddeeff.")
+@click.option("--address", metavar="HOST", help="Its host name or IP address.  [default: NAME]")
+@click.option("--type", "hardware_type", metavar="TYPE", help="Its hardware type, such as panda.")
+@click.option("--model", "hardware_model", metavar="MODEL", help="Its model, where the type has several.")
+@click.option("--relay-info", metavar="RELAY", help="Its relay, such as relay-7.example.com:bank1:relay3.")
+@click.option("--environment", metavar="NAME", help="Its environment.  [default: none]")
+@click.option("--labels", metavar="NAME=VALUE,...", help="Its labels.")
+@_backend_options
+@click.option("--server", metavar="FQDN", help="Its imaging server.  [default: [server] fqdn]")
+def add_device(power: str | None, boot: str | None, probe: str | None, agent: str | None, **options: Any) -> None:
+    """Add a device, in state new.
+
+    Its imaging server finds it within half a minute, and tests it before it is lent. Without a hardware type no image
+    can be put on it. The hardware type and the imaging server must be there already; a server adds itself when it is
+    started for the first time.
+    """
+    backends = {"power": power, "boot": boot, "probe": probe, "agent": agent}
+    new = newdevice.NewDevice(**options, backends=backends)
+    with _database(must_exist=True) as (settings, database):
+        _must_be_up_to_date(database)
+        try:
+            server = database.run(lambda conn: newdevice.add(conn, new, settings, random.SystemRandom()))
+        except BadInput as error:
+            raise click.UsageError(error.message) from error
+    click.echo(f"Added {new.name} of {server}, in state new.")
+
+
 @main.command("dump-schema")
 def dump_schema() -> None:
     """Print the schema as SQL for MySQL.
@@ -151,9 +194,14 @@ def _run(file: str, arguments: tuple[str, ...]) -> None:
         raise click.ClickException(f"{file} has no function main(args, settings, database)")
     asks_for_help = bool({"-h", "--help"} & set(arguments))
     with _database(must_exist=not asks_for_help) as (settings, database):
-        if not asks_for_help and schema.current(database) != schema.head():
-            raise click.ClickException(f"{database.name} is not up to date: see `mozpool-db upgrade`.")
+        if not asks_for_help:
+            _must_be_up_to_date(database)
         raise SystemExit(script(list(arguments), settings, database) or 0)
+
+
+def _must_be_up_to_date(database: Database) -> None:
+    if schema.current(database) != schema.head():
+        raise click.ClickException(f"{database.name} is not up to date: see `mozpool-db upgrade`.")
 
 
 def _find(file: str) -> Path:

@@ -235,7 +235,7 @@ def _wanted(options: Mapping[str, Any]) -> dict[str, Any]:
 def devices(
     client: Client, /, as_json: bool, free: bool, labels: tuple[tuple[str, str], ...], **equal: str | None
 ) -> None:
-    """List the devices, their states and who has them."""
+    """List the devices, their states and addresses, and who has them."""
     if free:
         if equal["state"] not in (None, "ready"):
             raise click.UsageError("free devices are in state ready")
@@ -244,7 +244,9 @@ def devices(
     if as_json:
         click.echo(output.document([device.raw for device in found]))
         return
-    holders = {request.id: request for request in client.requests()} if any(d.request_id for d in found) else {}
+    # Where the list of devices does not tell who has them, the list of requests does.
+    untold = any(device.request_id and not device.assignee for device in found)
+    holders = {request.id: request for request in client.requests()} if untold else {}
     rows = []
     for device in found:
         holder = holders.get(device.request_id or 0)
@@ -252,14 +254,15 @@ def devices(
             (
                 device.name,
                 device.state,
+                device.address,
                 device.image,
                 device.environment,
                 device.request_id,
-                holder.assignee if holder else None,
-                output.moment(holder.expires if holder else None),
+                device.assignee or (holder.assignee if holder else None),
+                output.moment(device.expires or (holder.expires if holder else None)),
             )
         )
-    _table(("NAME", "STATE", "IMAGE", "ENVIRONMENT", "REQUEST", "HELD BY", "UNTIL (UTC)"), rows)
+    _table(("NAME", "STATE", "ADDRESS", "IMAGE", "ENVIRONMENT", "REQUEST", "HELD BY", "UNTIL (UTC)"), rows)
 
 
 @main.command()

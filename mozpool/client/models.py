@@ -197,8 +197,9 @@ class Status:
     state: str
     log: tuple[LogLine, ...]
     device: str | None
+    device_state: str | None
     claimed_at: datetime | None
-    """When it got that."""
+    """When it got its device."""
     reason: str | None
     waiting: Waiting | None
     raw: Json = field(repr=False, compare=False)
@@ -210,6 +211,7 @@ class Status:
             state=str(raw["state"]),
             log=LogLine.parse_list(raw),
             device=_text(raw.get("assigned_device")),
+            device_state=_text(raw.get("device_state")),
             claimed_at=_time(raw.get("claimed_at")),
             reason=_text(raw.get("reason")),
             waiting=_waiting(raw),

@@ -88,7 +88,7 @@ class ProgressLines:
             self._line(f"  {plain(status.state)}")
         elif self._live:
             seconds = 0.0 if progress.changed else progress.seconds
-            what = status.device or ""
+            what = " ".join(filter(None, (status.device, status.device_state)))
             self._stream.write(f"{CLEAR_LINE}  {plain(status.state):<30} {seconds:6.1f} s {plain(what)}".rstrip())
             self._stream.flush()
 

@@ -177,12 +177,17 @@ def _past(conn: Connection, condition: object, limit: int) -> list[PastClaim]:
     return [PastClaim(*row) for row in conn.execute(query)]
 
 
-_CLAIMED_AT = select(claim_history.c.claimed_at).where(claim_history.c.id == bindparam("row_claim"))
+_SINCE = (
+    select(claim_history.c.claimed_at, devices.c.state)
+    .join(devices, devices.c.id == claim_history.c.device_id)
+    .where(claim_history.c.id == bindparam("row_claim"))
+)
 
 
-def claimed_at(conn: Connection, claim_id: int) -> datetime | None:
-    """When a claim began, or None when there is no such claim."""
-    return conn.scalar(_CLAIMED_AT, {"row_claim": claim_id})
+def since(conn: Connection, claim_id: int) -> tuple[datetime, str] | None:
+    """When a claim began and the state that its device is in, or None when there is no such claim."""
+    row = conn.execute(_SINCE, {"row_claim": claim_id}).first()
+    return None if row is None else (row[0], row[1])
 
 
 def last_devices(conn: Connection, request_ids: Sequence[int]) -> dict[int, str]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -321,33 +322,38 @@ def version_and_token(conn: Connection, device_id: int) -> tuple[int, str | None
     return None if row is None else (row[0], row[1])
 
 
+_DUE = (
+    select(devices.c.id, devices.c.attempt, devices.c.state_timeout)
+    .where(
+        devices.c.imaging_server_id == bindparam("server"),
+        or_(
+            devices.c.state_timeout < bindparam("moment"),
+            and_(devices.c.state == "new", devices.c.state_timeout.is_(None)),
+        ),
+    )
+    .order_by(devices.c.state_timeout)
+    .limit(bindparam("most"))
+)
+
+
 def due(conn: Connection, imaging_server_id: int, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
     """(id, attempt, deadline) of this server's devices whose deadline is before ``before``, the earliest first.
 
     Devices that were just added have none and are due at once.
     """
-    query = (
-        select(devices.c.id, devices.c.attempt, devices.c.state_timeout)
-        .where(
-            devices.c.imaging_server_id == imaging_server_id,
-            or_(
-                devices.c.state_timeout < before,
-                and_(devices.c.state == "new", devices.c.state_timeout.is_(None)),
-            ),
-        )
-        .order_by(devices.c.state_timeout)
-        .limit(limit)
-    )
+    found = conn.execute(_DUE, {"server": imaging_server_id, "moment": before, "most": limit})
     long_ago = datetime.min.replace(tzinfo=UTC)
-    return [(row[0], row[1], row[2] or long_ago) for row in conn.execute(query)]
+    return [(row[0], row[1], row[2] or long_ago) for row in found]
 
 
-def insert_device(conn: Connection, **values: Any) -> int:
-    """Add a device and answer its id."""
-    values.setdefault("state", "new")
-    values.setdefault("state_counters", "{}")
-    result = conn.execute(insert(devices).values(**values))
-    key = result.inserted_primary_key
+SHUFFLE_RANGE = 2**31
+"""Free devices are looked at in the order of a random number below this, drawn whenever they become free."""
+
+
+def insert_device(conn: Connection, rng: random.Random, **values: Any) -> int:
+    """Add a device and answer its id; where ``values`` say nothing else, it is new and has nothing going on."""
+    new = {"state": "new", "state_counters": "{}", "shuffle": rng.randrange(SHUFFLE_RANGE)}
+    key = conn.execute(insert(devices).values(**new | values)).inserted_primary_key
     assert key is not None
     return int(key[0])
 

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select
 
+from mozpool.db.packing import loads_object
 from mozpool.db.tables import hardware_types, image_pxe_configs, images, imaging_servers, pxe_configs
 
 
@@ -83,6 +86,27 @@ def hardware_for(conn: Connection, image_id: int) -> frozenset[int]:
     return frozenset(conn.scalars(_HARDWARE_FOR, {"image": image_id}))
 
 
+# Hardware types
+
+
+@dataclass(frozen=True)
+class HardwareType:
+    """A kind of device."""
+
+    id: int
+    type: str
+    model: str
+    backends: Mapping[str, Any]
+    """Interface → backend name, for devices that name none."""
+
+
+def known_hardware(conn: Connection) -> list[HardwareType]:
+    """All hardware types, sorted by id."""
+    columns = (hardware_types.c.id, hardware_types.c.type, hardware_types.c.model, hardware_types.c.backends)
+    rows = conn.execute(select(*columns).order_by(hardware_types.c.id))
+    return [HardwareType(row[0], row[1], row[2], loads_object(row[3])) for row in rows]
+
+
 # PXE configs
 
 
@@ -102,9 +126,12 @@ _PXE_CONFIGS = select(
 )
 
 
+_PXE_CONFIG = _PXE_CONFIGS.where(pxe_configs.c.name == bindparam("config"))
+
+
 def pxe_config(conn: Connection, name: str) -> PxeConfig | None:
     """The PXE config of this name, or None."""
-    row = conn.execute(_PXE_CONFIGS.where(pxe_configs.c.name == name)).first()
+    row = conn.execute(_PXE_CONFIG, {"config": name}).first()
     return None if row is None else PxeConfig(row[0], row[1], row[2], row[3], bool(row[4]))
 
 

@@ -255,18 +255,21 @@ def version_and_token(conn: Connection, request_id: int) -> tuple[int, str | Non
     return None if row is None else (row[0], row[1])
 
 
+_DUE = (
+    select(requests.c.id, requests.c.attempt, requests.c.state_timeout, requests.c.expires)
+    .where(
+        requests.c.imaging_server_id == bindparam("server"),
+        requests.c.state.not_in(END_STATES),
+        or_(requests.c.state_timeout < bindparam("moment"), requests.c.expires < bindparam("moment")),
+    )
+    .limit(bindparam("most"))
+)
+
+
 def due(conn: Connection, imaging_server_id: int, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
     """(id, attempt, deadline) of this server's open requests that time out or expire before ``before``."""
-    query = (
-        select(requests.c.id, requests.c.attempt, requests.c.state_timeout, requests.c.expires)
-        .where(
-            requests.c.imaging_server_id == imaging_server_id,
-            requests.c.state.not_in(END_STATES),
-            or_(requests.c.state_timeout < before, requests.c.expires < before),
-        )
-        .limit(limit)
-    )
-    found = [(row[0], row[1], row[3] if row[2] is None else min(row[2], row[3])) for row in conn.execute(query)]
+    rows = conn.execute(_DUE, {"server": imaging_server_id, "moment": before, "most": limit})
+    found = [(row[0], row[1], row[3] if row[2] is None else min(row[2], row[3])) for row in rows]
     return sorted(found, key=lambda item: item[2])
 
 

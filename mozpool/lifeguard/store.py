@@ -13,10 +13,11 @@ from typing import Any
 from sqlalchemy import Connection
 
 from mozpool.bmm.registry import DEFAULTS
-from mozpool.db import devices, history, images
+from mozpool.db import devices, images
 from mozpool.db.devices import Device
 from mozpool.db.tables import device_history
 from mozpool.logbook import Kind
+from mozpool.rowstore import RowStore
 from mozpool.statedriver import Change
 
 
@@ -37,7 +38,7 @@ class DeviceReads:
         return images.pxe_config_for(self._conn, hardware_type_id, image_id)
 
 
-class DeviceStore:
+class DeviceStore(RowStore[Device]):
     """The devices of one imaging server."""
 
     kind: Kind = "device"
@@ -47,62 +48,16 @@ class DeviceStore:
 
         ``default_power`` is the name of the power backend of devices that name none.
         """
-        self._server_id = server_id
+        super().__init__(devices, device_history, server_id)
         self._default_power = default_power
-
-    def load(self, conn: Connection, row_id: int) -> Device | None:
-        """The device."""
-        return devices.get(conn, row_id)
 
     def reads(self, conn: Connection) -> DeviceReads:
         """Lookups in this transaction."""
         return DeviceReads(conn, self._default_power)
 
-    def write(self, conn: Connection, row: Device, change: Change) -> bool:
-        """Row and history, if the version is still the same."""
-        if not devices.write(conn, row.id, row.version, change.values(row)):
-            return False
-        history.add(
-            conn,
-            device_history,
-            row.id,
-            now=change.now,
-            source=change.source,
-            path=change.path,
-            event=change.event,
-            version=row.version + 1,
-            claim_id=change.claim_id,
-            token=change.token,
-            detail=change.detail,
-        )
-        return True
-
-    def took_place(self, conn: Connection, row: Device, change: Change) -> bool:
-        """Whether the row, or its history, carries the change's token."""
-        found = devices.version_and_token(conn, row.id)
-        if found == (row.version + 1, change.token):
-            return True
-        return history.has_token(conn, device_history, row.id, row.version + 1, change.token)
-
-    def due(self, conn: Connection, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
-        """This server's devices with a deadline before ``before``."""
-        return devices.due(conn, self._server_id, before, limit)
-
     def expiry(self, row: Device) -> tuple[str, datetime] | None:
         """Devices don't expire."""
         return None
-
-    def postpone(self, conn: Connection, row_id: int, attempt: int, deadline: datetime | None) -> bool:
-        """Move the deadline of an attempt."""
-        return devices.postpone(conn, row_id, attempt, deadline)
-
-    def is_ours(self, row: Device) -> bool:
-        """Each imaging server acts on its own devices only."""
-        return row.imaging_server_id == self._server_id
-
-    def claim_of(self, row: Device) -> int | None:
-        """Who has the device."""
-        return row.claim_id
 
     def may_remember(self, event: str) -> bool:
         """All that decides about a device is in its own row, or looked up in the transition."""
@@ -111,10 +66,6 @@ class DeviceStore:
     def may_look_back(self, row: Device) -> bool:
         """As for events."""
         return True
-
-    def amended(self, row: Device, fields: Mapping[str, Any]) -> Device:
-        """With the next version."""
-        return replace(row, version=row.version + 1, **fields)
 
     def after(self, row: Device, change: Change, learned: Mapping[str, Any]) -> Device | None:
         """The names of images are the table's to tell, unless they stay, go, or the next becomes the present one."""

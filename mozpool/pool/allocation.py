@@ -354,14 +354,6 @@ def explain(conn: Connection, request: Request) -> Waiting:
     return Waiting(_reason(conn, criteria, matching), place)
 
 
-def count_matching(conn: Connection, criteria: Criteria) -> tuple[int, int]:
-    """(free, all) devices that meet the criteria right now."""
-    hardware = images.hardware_for(conn, criteria.image_id) if criteria.image_id is not None else frozenset()
-    matching = devices.matching(conn, conditions(criteria, hardware=hardware))
-    free = sum(1 for device in matching if device.state == "ready" and device.claim_id is None)
-    return free, len(matching)
-
-
 BUSY, FAILED, OUT, FREE = CONDITIONS = ("being prepared or tested", "failed", "out of service", "just become free")
 """What may be said of devices that nobody has, in the order in which it is said."""
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response, current_app, request
-from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
 from mozpool import __version__, apikit
@@ -117,6 +116,7 @@ def device_item(row: Device, labels: Mapping[str, str]) -> dict[str, Any]:
         "id": row.id,
         "name": row.name,
         "fqdn": row.fqdn,
+        "address": row.address,
         "inventory_id": row.inventory_id,
         "mac_address": row.mac_address,
         "imaging_server": row.imaging_server,
@@ -315,20 +315,7 @@ def _if_open(service: MozPool, request_id: int) -> Request | None:
 # --- Reading requests ---
 
 
-class RequestListItem(schemas.RequestInfo):
-    """A request."""
-
-    last_device: str | None = Field(description="The device that it has, or had last if it has ended.")
-
-
-class RequestList(BaseModel):
-    """Requests in the order of their ids; `next_cursor` only where `limit` was given."""
-
-    requests: list[RequestListItem]
-    next_cursor: int | None = None
-
-
-@endpoint(blueprint, "/request/list/", answers=RequestList, query=schemas.RequestListQuery, errors=[400])
+@endpoint(blueprint, "/request/list/", answers=schemas.RequestList, query=schemas.RequestListQuery, errors=[400])
 def request_list() -> Response:
     """List of requests; those that failed stay until they are returned or expire."""
     query = apikit.query(schemas.RequestListQuery)
@@ -362,16 +349,10 @@ def request_details(number: str) -> Response:
     return answer({**info, "request": info})
 
 
-class RequestStatus(schemas.RequestStatus):
-    """State and log."""
-
-    claimed_at: str | None = Field(description="When it got its device, whose log begins long before.")
-
-
 @endpoint(
     blueprint,
     "/request/<number>/status/",
-    answers=RequestStatus,
+    answers=schemas.RequestStatus,
     query=schemas.StatusQuery,
     errors=[400, 404],
 )
@@ -387,17 +368,20 @@ def request_status(number: str) -> Response:
         apikit.write_log(service.driver.logbook)
     with site().database.read() as conn:
         lines = logs.latest(conn, request_logs, row.id)
-        claimed_at = None if row.claim_id is None else claims.claimed_at(conn, row.claim_id)
+        # What the service has of the request may be older than the state of its device.
+        claim = None if row.claim_id is None else claims.since(conn, row.claim_id)
     return answer(
         {
             **{key: info[key] for key in _IN_STATUS},
-            "claimed_at": apikit.time_text(claimed_at),
+            "device_state": claim[1] if claim else "",
+            "claimed_at": apikit.time_text(claim[0] if claim else None),
             "log": apikit.log_lines(lines),
         }
     )
 
 
-_IN_STATUS = tuple(key for key in schemas.RequestStatus.model_fields if key != "log")
+_ELSEWHERE = ("log", "device_state", "claimed_at")
+_IN_STATUS = tuple(key for key in schemas.RequestStatus.model_fields if key not in _ELSEWHERE)
 
 
 def _is_fresh(row: Request) -> bool:

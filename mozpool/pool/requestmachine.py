@@ -9,6 +9,7 @@ import math
 from typing import Any, Protocol
 
 from mozpool.db import claims
+from mozpool.db.devices import SHUFFLE_RANGE as SHUFFLE_RANGE
 from mozpool.db.devices import Candidate
 from mozpool.db.requests import Request
 from mozpool.pool.criteria import Criteria
@@ -18,9 +19,6 @@ from mozpool.statemachine import RETURNED, STAY, TIMEOUT, Context, Machine, Stat
 COMPLETE = "complete"
 BAD_IMAGE = "failed-bad-image"
 MAINTENANCE = "maintenance"
-
-SHUFFLE_RANGE = 2**31
-"""Devices are drawn at random by a number below this, which each gets anew when it becomes free."""
 
 NAMED_DEVICE_TRIES = 2
 """How often a request for a named device that has lost it looks for it again when it may not queue."""

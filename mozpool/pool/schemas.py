@@ -146,10 +146,16 @@ class RequestDetails(RequestInfo):
     request: RequestInfo
 
 
+class RequestListItem(RequestInfo):
+    """A request."""
+
+    last_device: str | None = Field(description="The device that it has, or had last if it has ended.")
+
+
 class RequestList(BaseModel):
     """Requests in the order of their ids; `next_cursor` only where `limit` was given."""
 
-    requests: list[RequestInfo]
+    requests: list[RequestListItem]
     next_cursor: int | None = None
 
 
@@ -167,7 +173,9 @@ class RequestStatus(BaseModel):
     hardware_type: str | None
     hardware_model: str | None
     assigned_device: str
+    device_state: str = Field(description="Empty when there is no device.")
     expires: str
+    claimed_at: str | None = Field(description="When it got its device, whose log begins long before.")
 
 
 class DeviceListItem(BaseModel):
@@ -176,6 +184,7 @@ class DeviceListItem(BaseModel):
     id: int
     name: str
     fqdn: str
+    address: str = Field(description="Where it answers.")
     inventory_id: int
     mac_address: str
     imaging_server: str

@@ -12,11 +12,12 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from mozpool.db import devices, history, requests
+from mozpool.db import devices, requests
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_history
 from mozpool.logbook import Kind
+from mozpool.rowstore import RowStore
 from mozpool.statedriver import Change
 
 
@@ -46,69 +47,23 @@ class RequestReads:
         )
 
 
-class RequestStore:
+class RequestStore(RowStore[Request]):
     """The requests that one imaging server serves."""
 
     kind: Kind = "request"
 
     def __init__(self, server_id: int, *, verify_on_return: bool = False) -> None:
         """``server_id`` is the id of the imaging server that this daemon is."""
-        self._server_id = server_id
+        super().__init__(requests, request_history, server_id)
         self._verify_on_return = verify_on_return
-
-    def load(self, conn: Connection, row_id: int) -> Request | None:
-        """The request."""
-        return requests.get(conn, row_id)
 
     def reads(self, conn: Connection) -> RequestReads:
         """Lookups in this transaction."""
         return RequestReads(conn, self._server_id, self._verify_on_return)
 
-    def write(self, conn: Connection, row: Request, change: Change) -> bool:
-        """Row and history, if the version is still the same."""
-        if not requests.write(conn, row.id, row.version, change.values(row)):
-            return False
-        history.add(
-            conn,
-            request_history,
-            row.id,
-            now=change.now,
-            source=change.source,
-            path=change.path,
-            event=change.event,
-            version=row.version + 1,
-            claim_id=change.claim_id,
-            token=change.token,
-            detail=change.detail,
-        )
-        return True
-
-    def took_place(self, conn: Connection, row: Request, change: Change) -> bool:
-        """Whether the row, or its history, carries the change's token."""
-        found = requests.version_and_token(conn, row.id)
-        if found == (row.version + 1, change.token):
-            return True
-        return history.has_token(conn, request_history, row.id, row.version + 1, change.token)
-
-    def due(self, conn: Connection, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
-        """This server's requests that time out or expire before ``before``."""
-        return requests.due(conn, self._server_id, before, limit)
-
     def expiry(self, row: Request) -> tuple[str, datetime] | None:
         """When the request expires."""
         return "expire", row.expires
-
-    def postpone(self, conn: Connection, row_id: int, attempt: int, deadline: datetime | None) -> bool:
-        """Move the deadline of an attempt."""
-        return requests.postpone(conn, row_id, attempt, deadline)
-
-    def is_ours(self, row: Request) -> bool:
-        """Each imaging server acts on the requests made on it only."""
-        return row.imaging_server_id == self._server_id
-
-    def claim_of(self, row: Request) -> int | None:
-        """The claim that the request holds."""
-        return row.claim_id
 
     def may_remember(self, event: str) -> bool:
         """What is remembered of the device may be old: these events are decided on the claim alone."""
@@ -117,10 +72,6 @@ class RequestStore:
     def may_look_back(self, row: Request) -> bool:
         """Right after the claim nothing else is known of the device; later it may have changed."""
         return row.state == "contact_lifeguard"
-
-    def amended(self, row: Request, fields: Mapping[str, Any]) -> Request:
-        """With the next version."""
-        return replace(row, version=row.version + 1, **fields)
 
     def after(self, row: Request, change: Change, learned: Mapping[str, Any]) -> Request | None:
         """As written."""

@@ -101,6 +101,7 @@ class Pool:
         return {
             **request,
             "assigned_device": "" if waits or failed or request["state"] == "closed" else "panda-1",
+            "device_state": "pxe_booting" if request["state"] == "pending" else "",
             "place": 2 if waits else None,
             "last_device": None if waits else "panda-1",
             "reason": "all 3 taken" if waits else "it is broken" if failed else None,

@@ -83,14 +83,13 @@ class Rows:
             "imaging_server_id": self.server_id,
             "hardware_type_id": self.panda,
             "environment": "production",
-            "shuffle": random.Random(number).randrange(2**31),
             **columns,
         }
         if "boot_config" in columns:
             values["boot_config_hash"] = boot_config_hash(columns["boot_config"])
 
         def work(conn: Any) -> int:
-            device_id = devices.insert_device(conn, **values)
+            device_id = devices.insert_device(conn, random.Random(number), **values)
             devices.set_labels(conn, device_id, labels or {})
             return device_id
 

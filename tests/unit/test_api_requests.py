@@ -42,6 +42,7 @@ def test_it_lists_devices_with_all_their_keys(imaging_server: Server) -> None:
     assert second["name"] == "device2"
     assert second["request_id"] == number
     assert second["device_status"] == second["state"] == "ready"
+    assert second["address"] == imaging_server.device("device2").address
     assert second["labels"] == {"android": "4.0", "pool": "b2g", "processor": "armv7"}
     wanted = "id name fqdn inventory_id mac_address imaging_server relay_info state comments environment image "
     wanted += "boot_config last_pxe_config request_id"
@@ -215,12 +216,15 @@ def test_a_waiting_request_says_why_and_where_it_stands(imaging_server: Server) 
     assert TIME.fullmatch(found["created"])
 
 
-def test_status_tells_since_when_a_request_has_its_device(imaging_server: Server) -> None:
+def test_status_tells_since_when_a_request_has_its_device_and_the_devices_state(imaging_server: Server) -> None:
     number = imaging_server.made("device1")
+    imaging_server.change("device1", state="pxe_booting")
     status = imaging_server.get(f"/api/request/{number}/status/").get_json()
     assert TIME.fullmatch(status["claimed_at"])
+    assert status["device_state"] == "pxe_booting"
     waiting = imaging_server.made("device1", wait=60)
-    assert imaging_server.get(f"/api/request/{waiting}/status/").get_json()["claimed_at"] is None
+    status = imaging_server.get(f"/api/request/{waiting}/status/").get_json()
+    assert (status["claimed_at"], status["device_state"]) == (None, "")
 
 
 def test_a_list_tells_which_device_a_request_had(imaging_server: Server) -> None:

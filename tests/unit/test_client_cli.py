@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -63,14 +63,19 @@ def started(server: PoolServer | None, *arguments: str, **options) -> Iterator[s
     try:
         yield process
     finally:
-        process.kill()
+        # With its command, which would keep the pipes open.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
 def script(tmp_path: Path, text: str) -> list[str]:
-    """A command that runs a Python script and shows that it is there by its first line of output."""
+    """A command that runs a Python script and shows that it is there by its first line of output.
+
+    It ends after a minute by itself: nobody else ends it when the tests are killed.
+    """
     file = tmp_path / "script.py"
-    file.write_text(text)
+    file.write_text(f"import signal\nsignal.alarm(60)\n{text}")
     return [sys.executable, str(file)]
 
 
@@ -82,9 +87,20 @@ def test_devices_are_a_table_with_who_has_them(server):
     result = mozpool(server, "devices")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "NAME     STATE         IMAGE  ENVIRONMENT  REQUEST  HELD BY         UNTIL (UTC)",
-        "panda-1  ready         b2g    production   1        me@example.com  2030-01-01 00:30:00",
-        "panda-2  failed_?[31m  b2g    production   1        me@example.com  2030-01-01 00:30:00",
+        "NAME     STATE         ADDRESS    IMAGE  ENVIRONMENT  REQUEST  HELD BY         UNTIL (UTC)",
+        "panda-1  ready         127.0.0.9  b2g    production   1        me@example.com  2030-01-01 00:30:00",
+        "panda-2  failed_?[31m  127.0.0.9  b2g    production   1        me@example.com  2030-01-01 00:30:00",
+    ]
+    assert server.pool.count("GET /api/request/list/") == 0
+
+
+def test_who_has_a_device_comes_from_the_requests_where_the_list_does_not_tell(server):
+    mozpool(server, "request", *B2G)
+    plain = {"name": "panda-1", "state": "ready", "fqdn": "panda-1.example.com", "request_id": 1}
+    server.always = lambda call: Answer(200, {"devices": [plain]}) if "device/list" in call.path else None
+    (line,) = mozpool(server, "devices").stdout.splitlines()[1:]
+    assert line.split() == [
+        *("panda-1", "ready", "panda-1.example.com", "1", "me@example.com", "2030-01-01", "00:30:00")
     ]
 
 
@@ -124,7 +140,15 @@ def test_status_tells_why_a_request_waits(server):
     mozpool(server, "request", *B2G, "--no-wait")
     result = mozpool(server, "status", "1")
     assert "waits because:  all 3 taken\nplace in queue: 2\n" in result.stdout
+    assert "device state" not in result.stdout
     assert json.loads(mozpool(server, "status", "1", "--json").stdout)["state"] == "finding_device"
+
+
+def test_status_tells_the_state_of_the_device(server):
+    server.pool.steps = ("pending",)
+    mozpool(server, "request", *B2G, "--no-wait")
+    result = mozpool(server, "status", "1")
+    assert "device:         panda-1\ndevice state:   pxe_booting\n" in result.stdout
 
 
 def test_logs_of_requests_and_devices(server):
@@ -407,6 +431,7 @@ def test_there_are_control_characters_on_a_terminal_only(server):
     os.close(ours)
     assert process.wait(10) == 0
     assert b"\r\x1b[K  pending" in shown
+    assert b"s panda-1 pxe_booting" in shown
     assert b"panda-1 is ready" in shown
 
 

@@ -1,0 +1,297 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Those who use the pool: clients that come and go, and people who meddle."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, delete, insert, select
+
+from mozpool.daemon import Daemon
+from mozpool.db import tables
+from mozpool.db.requests import Request
+from mozpool.errors import MozpoolError
+from mozpool.pool.criteria import ANY
+from mozpool.pool.service import NewRequest
+from mozpool.simulate.scenario import Load
+from mozpool.simulate.servers import Unreachable
+
+if TYPE_CHECKING:
+    from mozpool.simulate.world import World
+
+LOOK_EVERY = 60.0
+"""Seconds for which a client waits for news of its request before it asks again."""
+
+ASK_AGAIN = 5.0
+"""Seconds until a client tries again what did not work."""
+
+FORCED_STATES = (
+    "ready",
+    "start_self_test",
+    "start_maintenance",
+    "start_pxe_boot",
+    "pc_power_cycling",
+    "locked_out",
+    "troubleshooting",
+    "failed_self_test",
+    "failed_sut_verifying",
+    "unknown",
+)
+
+
+Deed = Callable[[random.Random], None]
+
+
+class Client:
+    """Somebody who asks for devices of one kind, again and again."""
+
+    def __init__(self, world: World, load: Load, number: int) -> None:
+        self._world = world
+        self._load = load
+        self._rng = random.Random(f"{world.seed}:client:{number}")
+        self._number = number
+        self._asked = 0
+
+    def run(self) -> None:
+        """Ask, at random moments, as long as the scenario lasts."""
+        world, load = self._world, self._load
+        while True:
+            world.scheduler.sleep(self._rng.expovariate(load.per_hour / 3600.0))
+            if world.closing:
+                return
+            self._asked += 1
+            asker = Asker(world, load, f"{load.name}-{self._asked}", random.Random(self._rng.getrandbits(64)))
+            world.scheduler.spawn(asker.run, asker.name, "clients")
+
+
+class Asker:
+    """One request, from the first call to the return of the device."""
+
+    def __init__(self, world: World, load: Load, name: str, rng: random.Random) -> None:
+        self.name = name
+        self._world = world
+        self._load = load
+        self._rng = rng
+
+    def run(self) -> None:
+        """Ask, wait, use, return."""
+        request = self._ask()
+        if request is None:
+            return
+        world = self._world
+        server = next(name for name, id_ in world.server_ids.items() if id_ == request.imaging_server_id)
+        if world.faults.happens("client_vanishes", self.name):
+            return
+        while request is not None and request.is_open and request.state != "ready":
+            request = self._look(server, request)
+        if request is None or not request.is_open:
+            return
+        self._use(server, request)
+
+    def _new(self) -> NewRequest:
+        load, rng = self._load, self._rng
+        device = ANY
+        if rng.random() < load.named:
+            device = rng.choice(self._world.names)
+        boot_config = {"b2gbase": f"http://builds/{rng.randrange(load.builds)}/"} if load.image == "b2g" else {}
+        return NewRequest(
+            device=device,
+            assignee=f"{self.name}@example.com",
+            duration=int(load.duration),
+            image=load.image,
+            boot_config=boot_config,
+            environment=load.environment,
+            hardware_type=load.hardware_type,
+            labels=load.labels,
+            wait=load.wait,
+            priority=load.priority,
+            idempotency_key=self.name,
+        )
+
+    def _ask(self) -> Request | None:
+        """Any server will do; the same key makes it safe to ask another one."""
+        world, new = self._world, self._new()
+        for _ in range(20):
+            server = self._rng.choice(world.server_names)
+            try:
+                return world.network.call(
+                    server, f"POST request {self.name}", lambda daemon: daemon.mozpool.create(new)
+                )
+            except Unreachable:
+                pass
+            except MozpoolError as error:
+                if error.status < 500:
+                    world.say(f"{self.name} is refused: {error.message}")
+                    return None
+            world.scheduler.sleep(ASK_AGAIN)
+        return None
+
+    def _look(self, server: str, request: Request) -> Request | None:
+        """The request as soon as it is ready or has ended, or a while later; None when it is gone."""
+        world = self._world
+        deadline = self._rng.uniform(0.5, 1.0) * LOOK_EVERY
+
+        def work(daemon: Daemon) -> Request:
+            return daemon.mozpool.get(request.id)
+
+        world.wait_for_device(request.id, deadline)
+        try:
+            return world.network.call(server, f"GET request {request.id}", work)
+        except Unreachable:
+            world.scheduler.sleep(ASK_AGAIN)
+            return request
+        except MozpoolError as error:
+            if error.status == 404:
+                return None
+            world.scheduler.sleep(ASK_AGAIN)
+            return request
+
+    def _use(self, server: str, request: Request) -> None:
+        world, load = self._world, self._load
+        end = world.scheduler.time + self._rng.expovariate(1 / load.hold)
+        while (left := end - world.scheduler.time) > 0 and not world.closing:
+            world.scheduler.sleep(min(left, load.duration / 2))
+            if end > world.scheduler.time:
+                self._try(server, "renew", request, lambda daemon: daemon.mozpool.renew(request.id, load.duration))
+        for _ in range(20):
+            if self._try(server, "return", request, lambda daemon: daemon.mozpool.give_back(request.id)):
+                return
+            world.scheduler.sleep(ASK_AGAIN)
+
+    def _try(self, server: str, what: str, request: Request, work: Callable[[Daemon], object]) -> bool:
+        try:
+            self._world.network.call(server, f"{what} request {request.id}", work)
+        except Unreachable:
+            return False
+        except MozpoolError as error:
+            return error.status < 500
+        return True
+
+
+class Meddler:
+    """People, the inventory, and the machines' clocks."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rng = random.Random(f"{world.seed}:people")
+
+    def start(self) -> None:
+        """Begin."""
+        people = self._world.scenario.people
+        for per_hour, deed, name in (
+            (people.forced_states, self._force, "forces"),
+            (people.offline, self._offline, "takes offline"),
+            (people.removed, self._remove, "removes"),
+            (people.mends, self.mend, "mends"),
+            (people.clock_jumps, self._jump, "clocks"),
+        ):
+            if per_hour > 0:
+                self._world.scheduler.spawn(self._often(per_hour, deed, name), f"people/{name}", "people")
+
+    def _often(self, per_hour: float, deed: Deed, name: str) -> Callable[[], None]:
+        rng = random.Random(f"{self._world.seed}:people:{name}")
+
+        def work() -> None:
+            while True:
+                self._world.scheduler.sleep(rng.expovariate(per_hour / 3600.0))
+                if self._world.closing:
+                    return
+                deed(rng)
+
+        return work
+
+    def _device(self, rng: random.Random) -> tuple[int, str, str] | None:
+        devices = self._world.watcher.devices
+        if not devices:
+            return None
+        device = devices[rng.choice(sorted(devices))]
+        server = next(name for name, id_ in self._world.server_ids.items() if id_ == device.server_id)
+        return device.id, device.name, server
+
+    def _call(self, server: str, what: str, name: str, work: Callable[[Daemon], object]) -> None:
+        self._world.watcher.disturbed[name] = float("inf")
+        try:
+            self._world.network.call(server, f"{what} {name}", work)
+        except (Unreachable, MozpoolError) as error:
+            self._world.say(f"{what} {name} failed: {error}")
+        finally:
+            # A call that was given up may still be on its way for a while.
+            self._world.watcher.disturbed[name] = self._world.scheduler.time + 120.0
+
+    def _force(self, rng: random.Random) -> None:
+        found = self._device(rng)
+        if found is None or not self._world.faults.note("forced state", found[1]):
+            return
+        id_, name, server = found
+        state = rng.choice(FORCED_STATES)
+        self._call(server, f"force {state}", name, lambda daemon: daemon.devices.force(id_, state))
+
+    def _offline(self, rng: random.Random) -> None:
+        found = self._device(rng)
+        if found is None or not self._world.faults.note("offline", found[1]):
+            return
+        id_, name, server = found
+        self._call(server, "offline", name, lambda daemon: daemon.lifeguard.set_status(id_, "offline"))
+
+    def mend(self, rng: random.Random) -> None:
+        """Start the self-tests of all that are broken."""
+        broken = ("failed_", "locked_out", "troubleshooting", "maintenance_mode", "unknown")
+        for device in list(self._world.watcher.devices.values()):
+            if device.state.startswith(broken) and device.claim_id is None:
+                server = next(name for name, id_ in self._world.server_ids.items() if id_ == device.server_id)
+                self._call(
+                    server,
+                    "mend",
+                    device.name,
+                    lambda daemon, id_=device.id: daemon.devices.force(id_, "start_self_test"),
+                )
+
+    def _remove(self, rng: random.Random) -> None:
+        """The inventory loses a device: one that is lent stays, and one that goes comes back an hour later."""
+        world = self._world
+        found = self._device(rng)
+        if found is None or not world.faults.note("removed", found[1]):
+            return
+        id_, name, _ = found
+        with world.database.read() as connection:
+            row = connection.execute(select(tables.devices).where(tables.devices.c.id == id_)).mappings().first()
+            labels = [
+                dict(label)
+                for label in connection.execute(
+                    select(tables.device_labels).where(tables.device_labels.c.device_id == id_)
+                ).mappings()
+            ]
+        if row is None:
+            return
+        values = dict(row) | {"state": "new", "state_counters": "{}", "claim_id": None, "operation_claim_id": None}
+        values |= {"state_timeout": None, "next_image_id": None, "image_id": None, "boot_config_hash": None}
+        del values["id"]
+
+        def remove(connection: Connection) -> bool:
+            free = tables.devices.c.claim_id.is_(None)
+            gone = connection.execute(delete(tables.devices).where(tables.devices.c.id == id_, free))
+            return bool(gone.rowcount)
+
+        def add(connection: Connection) -> None:
+            key = connection.execute(insert(tables.devices).values(values)).inserted_primary_key
+            assert key is not None
+            for label in labels:
+                connection.execute(insert(tables.device_labels).values(label | {"device_id": key[0]}))
+
+        if not world.database.run(remove):
+            world.say(f"{name} is lent and stays")
+            return
+        world.scheduler.sleep(rng.uniform(1.0, 200.0))
+        world.database.run(add)
+
+    def _jump(self, rng: random.Random) -> None:
+        world = self._world
+        server = world.servers[rng.choice(world.server_names)]
+        seconds = rng.choice((-300.0, -20.0, -2.0, 2.0, 20.0, 300.0)) * rng.random()
+        if world.faults.note("clock jumps", f"{server.name}, {seconds:.1f} s"):
+            server.clock.jump(seconds)
+            world.disturb()

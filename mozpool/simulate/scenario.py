@@ -1,0 +1,113 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""What is simulated: servers, boards, how they fail, and who asks for devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mozpool.fakes.board import Behaviour
+from mozpool.simulate.faults import Rates
+
+IMAGES = ("b2g", "android")
+"""Images that clients ask for; boards know how to install them."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Devices of one kind."""
+
+    name: str = "panda"
+    """Their hardware type."""
+    count: int = 30
+    environment: str = "production"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    boards_per_relay: int = 14
+    """How many hang on a relay board."""
+    behaviour: Behaviour = field(default_factory=Behaviour)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests of one kind. Times are in seconds."""
+
+    name: str = "tests"
+    per_hour: float = 100.0
+    """They come at random moments."""
+    hold: float = 600.0
+    """How long a device is used, on average."""
+    duration: float = 1800.0
+    """After so long a request expires unless its client renews it; clients renew when half of it has passed."""
+    wait: int | None = None
+    """How long a client queues; None: as long as the server has it by default."""
+    image: str = "b2g"
+    builds: int = 3
+    """From how many different builds the image is installed: equal ones can be used again."""
+    named: float = 0.1
+    """The share that wants one device by its name."""
+    environment: str = "any"
+    hardware_type: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class People:
+    """What persons do, on average so many times an hour."""
+
+    forced_states: float = 0.0
+    """Somebody forces a device into some state."""
+    offline: float = 0.0
+    """Somebody takes a device offline."""
+    removed: float = 0.0
+    """The inventory loses a device, which comes back later."""
+    mends: float = 2.0
+    """Somebody has a look at all devices that failed or are offline, and starts their self-tests."""
+    clock_jumps: float = 0.0
+    """The wall clock of a server jumps by up to five minutes, forward or back."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Everything that a run is made of, but its seed."""
+
+    servers: int = 3
+    kinds: tuple[Kind, ...] = (Kind(),)
+    loads: tuple[Load, ...] = (Load(),)
+    people: People = field(default_factory=People)
+    rates: Rates = field(default_factory=Rates)
+    hours: float = 1.0
+    interleave: float = 0.2
+    """How often another thread goes on between two steps of a transition."""
+    scan_interval: float = 30.0
+    """Seconds between two scans of a server, which are the safety net only: seldom ones show whether it is needed."""
+    timeouts: Mapping[str, float] = field(default_factory=dict)
+    """Time limits of states that differ from the built-in ones, in seconds."""
+    tries: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return sum(kind.count for kind in self.kinds)
+
+
+def rough(hours: float = 1.0, devices: int = 30, servers: int = 3) -> Scenario:
+    """Everything that can go wrong does: what the tests run, for seed after seed."""
+    first = devices * 2 // 3
+    return Scenario(
+        servers=servers,
+        kinds=(
+            Kind("panda", first, labels={"pool": "b2g"}),
+            Kind("tegra", devices - first, environment="staging", labels={"pool": "android"}),
+        ),
+        loads=(
+            Load("b2g", per_hour=1.2 * devices, hold=300.0, duration=900.0, image="b2g", labels={"pool": "b2g"}),
+            Load("android", per_hour=0.5 * devices, hold=400.0, image="android", hardware_type="tegra", wait=300),
+            Load("urgent", per_hour=0.2 * devices, hold=120.0, image="b2g", priority=5, named=0.0, wait=1200),
+            Load("at once", per_hour=0.2 * devices, hold=60.0, image="android", wait=0, environment="staging"),
+        ),
+        people=People(forced_states=4.0, offline=2.0, removed=2.0, mends=6.0, clock_jumps=1.0),
+        hours=hours,
+    )

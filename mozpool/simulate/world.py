@@ -1,0 +1,483 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""One run of the simulation: the real daemons over a real database, in simulated time, from one seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import sqlite3
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, insert
+from sqlalchemy.pool import NullPool
+
+from mozpool.clock import Clock
+from mozpool.config import BMM, Pool, Settings
+from mozpool.config import Database as DatabaseSettings
+from mozpool.config import Server as ServerSettings
+from mozpool.db import schema, tables
+from mozpool.db.devices import insert_device, set_labels
+from mozpool.db.engine import Database
+from mozpool.fakes.board import BoardSpec
+from mozpool.lifeguard.devicemachine import device_machine
+from mozpool.pool.requestmachine import request_machine
+from mozpool.simulate.database import SimulatedDatabase
+from mozpool.simulate.faults import Fault, Faults
+from mozpool.simulate.invariants import Request, Violation, Watcher, triggers
+from mozpool.simulate.lab import Lab
+from mozpool.simulate.load import Client, Meddler
+from mozpool.simulate.scenario import IMAGES, Scenario
+from mozpool.simulate.scheduler import Event, Lock, Scheduler, SimulatedClock
+from mozpool.simulate.servers import Network, Server
+from mozpool.statemachine import Machine, Tuning
+
+REMEMBERED_LINES = 400
+"""How many lines of the log are kept to show what led to a violation."""
+
+LOOK_EVERY = 5.0
+"""Seconds between two looks at what should have happened by now."""
+
+QUIET = 3 * 3600.0
+"""Seconds within which everything must have come to rest once nothing goes wrong any more."""
+
+LATE = 120.0
+"""Seconds that a deadline may have passed by, on a server that is up."""
+
+HEALING = 300.0
+"""Seconds after a server's start or a clock's jump within which nobody is expected to be quick."""
+
+MEMORY = "/dev/shm"  # noqa: S108 (a directory of a name that nobody can guess is made in it)
+
+MAINTENANCE_IMAGES = ("maintenance", "self-test")
+
+PXE = "APPEND mobile-imaging-url=http://{server}/scripts/{image}-second-stage.sh\n"
+
+
+@dataclass
+class Result:
+    """What became of a run."""
+
+    seed: str
+    simulated: float
+    """Seconds."""
+    steps: int
+    faults: list[Fault]
+    digest: str
+    """Of the whole log: equal for equal runs."""
+    requests: dict[str, int]
+    """Final state → how many requests ended in it."""
+    violation: str | None = None
+    log: tuple[str, ...] = ()
+    """The last lines."""
+
+
+class World:
+    """Everything that is simulated. Use it once."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        seed: str,
+        *,
+        url: str | None = None,
+        limit: int | None = None,
+        hear: Callable[[str], None] | None = None,
+    ) -> None:
+        """``url`` names a MariaDB database of the simulation's own, whose rows it deletes; None: SQLite in a temporary
+        directory. Only the first ``limit`` faults happen. ``hear`` gets each line of the log.
+        """
+        self.scenario = scenario
+        self.seed = seed
+        self.closing = False
+        self.scheduler = Scheduler(random.Random(f"{seed}:order"))
+        self.faults = Faults(scenario.rates, seed, lambda: self.scheduler.time, limit=limit)
+        self.faults.on_fault = lambda fault: self.say(str(fault))
+        self.log: deque[str] = deque(maxlen=REMEMBERED_LINES)
+        self.server_names = [f"server-{number + 1}" for number in range(scenario.servers)]
+        self.server_ids: dict[str, int] = {}
+        self._hear = hear
+        self._digest = hashlib.sha256()
+        self._url = url
+        self._rng = random.Random(f"{seed}:world")
+        self._changed: dict[int, list[Event]] = {}
+        self._databases: dict[str, SimulatedDatabase] = {}
+        self._writer = Lock(self.scheduler)
+        self.states: dict[str, int] = {}
+        self.on_request: list[Callable[[Request, str], None]] = []
+        """Told of each request that is in another state, and of the state before ("" for a new one)."""
+        self.on_look: list[Callable[[], None]] = []
+        """Called every few simulated seconds."""
+
+    # For all
+
+    def say(self, text: str) -> None:
+        """A line of the log."""
+        line = f"{self.scheduler.time:.3f} {text}"
+        self._digest.update(line.encode() + b"\n")
+        self.log.append(line)
+        if self._hear is not None:
+            self._hear(line)
+
+    def disturb(self) -> None:
+        """Something happened after which nobody can be expected to be quick for a while."""
+        self.watcher.lenient_until = self.scheduler.time + HEALING
+
+    def wait_for_device(self, request_id: int, seconds: float) -> None:
+        """Wait until a request is ready or has ended, at most so many seconds."""
+        known = self.watcher.requests.get(request_id)
+        if known is None or known.state == "ready":
+            return
+        event = Event(self.scheduler)
+        self._changed.setdefault(request_id, []).append(event)
+        event.wait(seconds)
+
+    # A run
+
+    def run(self) -> Result:
+        """Run it to its end, or to the first violation."""
+        violation: str | None = None
+        with self._scene(), _listening(self._unexpected):
+            try:
+                self.scheduler.run_until(self.scenario.hours * 3600.0)
+                self._come_to_rest()
+            except (Violation, AssertionError) as error:
+                violation = f"{self.scheduler.time:.3f} s: {error}"
+            except Exception as error:
+                violation = f"{self.scheduler.time:.3f} s: {type(error).__name__}: {error}"
+                logging.getLogger(__name__).debug("the simulation broke", exc_info=True)
+            finally:
+                self.scheduler.halted = None
+                self.faults.end()
+                self.scheduler.stop()
+        return Result(
+            seed=self.seed,
+            simulated=self.scheduler.time,
+            steps=self.scheduler.steps,
+            faults=self.faults.happened,
+            digest=self._digest.hexdigest(),
+            requests=self.states,
+            violation=violation,
+            log=tuple(self.log),
+        )
+
+    @contextmanager
+    def _scene(self) -> Iterator[None]:
+        with tempfile.TemporaryDirectory(prefix="mozpool-simulation-", dir=_quick_directory()) as directory:
+            url = self._url
+            if url is None:
+                file = Path(directory) / "pool.sqlite"
+                file.write_bytes(_template())
+                url = f"sqlite:///{file}"
+            self.database = self._make_database(
+                SimulatedClock(self.scheduler, "inventory"), self._rng, "inventory", url
+            )
+            specs = _fill(url, self.scenario, self._rng, self.server_names)
+            self.names = [spec.name for spec in specs]
+            kinds = {f"{kind.name}": kind for kind in self.scenario.kinds}
+            self.lab = Lab(
+                specs,
+                scheduler=self.scheduler,
+                faults=self.faults,
+                seed=self.seed,
+                behaviours={spec.name: kinds[str(spec.hardware_type)].behaviour for spec in specs},
+            )
+            self.network = Network(self.scheduler, self.faults, random.Random(f"{self.seed}:network"))
+            self.lab.get = self.network.get
+            tuning = Tuning(self.scenario.timeouts, self.scenario.tries, 1.0)
+            with _looking(url) as query:
+                self.server_ids = {
+                    str(row[1]): int(row[0]) for row in query("SELECT id, fqdn FROM imaging_servers", ())
+                }
+                self.watcher = Watcher(
+                    query,
+                    self.lab,
+                    now=lambda: self.scheduler.time,
+                    device_limits=_limits(device_machine(tuning)),
+                    request_limits=_limits(request_machine(tuning)),
+                    say=self.say,
+                )
+                self.watcher.on_request = self._request_changed
+                self.watcher.lenient_until = HEALING
+                self.servers = {name: self._server(name, url) for name in self.server_names}
+                self.network.servers = self.servers
+                self._start()
+                try:
+                    yield
+                finally:
+                    for database in [*self._databases.values(), self.database]:
+                        database.dispose()
+
+    def _server(self, name: str, url: str) -> Server:
+        settings = Settings(
+            database=DatabaseSettings(engine=url),
+            server=ServerSettings(fqdn=name, ipaddress=name),
+            bmm=BMM(power="simulated", boot="simulated", probe="simulated", agent="simulated"),
+            pool=Pool(scan_interval=self.scenario.scan_interval),
+            timeouts=dict(self.scenario.timeouts),
+            tries=dict(self.scenario.tries),
+        )
+
+        def make_database(clock: Clock, rng: random.Random, name: str) -> SimulatedDatabase:
+            if name in self._databases:
+                self._databases[name].dispose()
+            self._databases[name] = self._make_database(clock, rng, name, url)
+            return self._databases[name]
+
+        server = Server(
+            settings,
+            seed=self.seed,
+            scheduler=self.scheduler,
+            faults=self.faults,
+            make_database=make_database,
+            backends=self.lab.backends(),
+            post=self.network.post,
+            interleave=self.scenario.interleave,
+        )
+
+        def changed(what: str) -> None:
+            self.say(f"{name} {what}")
+            self.disturb()
+
+        server.on_change = changed
+        return server
+
+    def _make_database(self, clock: Clock, rng: random.Random, name: str, url: str) -> SimulatedDatabase:
+        return SimulatedDatabase(
+            url,
+            clock=clock,
+            rng=rng,
+            faults=self.faults,
+            writer=self._writer,
+            name=name,
+            on_commit=lambda: self._committed(clock),
+        )
+
+    def _committed(self, clock: Clock) -> None:
+        try:
+            self.watcher.committed(clock.now())
+        except Violation as violation:
+            self.scheduler.halted = self.scheduler.halted or violation
+
+    def _request_changed(self, request: Request, before: str) -> None:
+        for tell in self.on_request:
+            tell(request, before)
+        ended = request.id not in self.watcher.requests
+        if ended or request.state == "ready":
+            for event in self._changed.pop(request.id, ()):
+                event.set()
+        if ended:
+            self.states[request.state] = self.states.get(request.state, 0) + 1
+
+    def _unexpected(self, text: str) -> None:
+        """The servers' own code logged an exception that it had not expected."""
+        self.scheduler.halted = self.scheduler.halted or Violation(f"unexpected: {text}")
+
+    def _start(self) -> None:
+        self.lab.start()
+        for server in self.servers.values():
+            server.start()
+        for number, load in enumerate(self.scenario.loads):
+            self.scheduler.spawn(Client(self, load, number).run, f"clients/{load.name}", "clients")
+        self.meddler = Meddler(self)
+        self.meddler.start()
+        self.scheduler.call_later(LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        try:
+            self.watcher.look()
+            if self.scheduler.time > self.watcher.lenient_until:
+                self.watcher.look_at_deadlines(self._walls(), LATE)
+        except Violation as violation:
+            self.scheduler.halted = self.scheduler.halted or violation
+        for tell in self.on_look:
+            tell()
+        self.scheduler.call_later(LOOK_EVERY, self._look)
+
+    def _walls(self) -> dict[int, datetime]:
+        return {
+            self.server_ids[name]: server.clock.now()
+            for name, server in self.servers.items()
+            if server.daemon is not None
+        }
+
+    def _come_to_rest(self) -> None:
+        """Nothing goes wrong any more and nobody asks for more: everything must end well."""
+        self.say("from here on nothing goes wrong")
+        self.faults.end()
+        self.closing = True
+        for board in self.lab.boards.values():
+            board.behaviour = board.behaviour.reliable()
+        self.lab.hanging.clear()
+        self.disturb()
+        end = self.scheduler.time + QUIET
+        mended = 0.0
+        while self._restless():
+            if self.scheduler.time >= end:
+                raise Violation("no rest: " + "; ".join(self._restless()[:10]))
+            if self.scheduler.time >= mended:
+                mended = self.scheduler.time + 1800.0
+                self.scheduler.spawn(lambda: self.meddler.mend(self._rng), "people/mends all", "people")
+            self.scheduler.run_until(self.scheduler.time + 60.0)
+
+    def _restless(self) -> list[str]:
+        return [
+            *(
+                f"{device.name} is {device.state}"
+                for device in self.watcher.devices.values()
+                if device.state != "ready"
+            ),
+            *(f"request {request.id} is {request.state}" for request in self.watcher.requests.values()),
+            *(f"{name} is down" for name, server in self.servers.items() if server.daemon is None),
+        ]
+
+
+def _quick_directory() -> str | None:
+    """One in memory, where there is one."""
+    return MEMORY if os.access(MEMORY, os.W_OK) else None
+
+
+def _limits(machine: Machine[Any]) -> dict[str, float | None]:
+    return {name: machine.timeout_of(name) for name in machine.states}
+
+
+@contextmanager
+def _listening(tell: Callable[[str], None]) -> Iterator[None]:
+    """Hear of exceptions that the servers log, and of nothing else."""
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info:
+                tell(f"{record.getMessage()}: {record.exc_info[1]!r}")
+
+    logger, listener = logging.getLogger("mozpool"), Listener(logging.ERROR)
+    before, propagate = logger.level, logger.propagate
+    logger.addHandler(listener)
+    logger.setLevel(logging.ERROR)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(before)
+        logger.propagate = propagate
+
+
+@contextmanager
+def _looking(url: str) -> Iterator[Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]]:
+    """A connection of the watcher's own, bare for speed."""
+    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    connection = engine.raw_connection()
+    sqlite = engine.dialect.name == "sqlite"
+    cursor = connection.cursor()
+
+    def query(statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        cursor.execute(statement if sqlite else statement.replace("?", "%s"), tuple(parameters))
+        return list(cursor.fetchall()) if cursor.description else []
+
+    try:
+        yield query
+    finally:
+        cursor.close()
+        connection.close()
+        engine.dispose()
+
+
+@cache
+def _template() -> bytes:
+    """An empty SQLite database of today's schema, with the triggers."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "template.sqlite"
+        database = Database(f"sqlite:///{file}", clock=Clock(), rng=random.Random(0))
+        schema.create(database)
+        database.dispose()
+        connection = sqlite3.connect(file)
+        for statement in triggers("sqlite"):
+            connection.execute(statement)
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.close()
+        return file.read_bytes()
+
+
+def _fill(url: str, scenario: Scenario, rng: random.Random, servers: Sequence[str]) -> list[BoardSpec]:
+    """Put the pool into the database; answer its boards."""
+    database = Database(url, clock=Clock(), rng=rng)
+    try:
+        return database.run(lambda connection: _rows(connection, scenario, rng, servers))
+    finally:
+        database.dispose()
+
+
+def _add(connection: Connection, table: Any, **values: Any) -> int:
+    key = connection.execute(insert(table).values(**values)).inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _rows(connection: Connection, scenario: Scenario, rng: random.Random, servers: Sequence[str]) -> list[BoardSpec]:
+    server_ids = [_add(connection, tables.imaging_servers, fqdn=name) for name in servers]
+    images, configs = {}, {}
+    for name in (*IMAGES, *MAINTENANCE_IMAGES):
+        images[name] = _add(
+            connection,
+            tables.images,
+            name=name,
+            boot_config_keys=json.dumps(["b2gbase"] if name == "b2g" else []),
+            can_reuse=int(name in IMAGES),
+            hidden=int(name == "self-test"),
+            has_sut_agent=int(name in IMAGES),
+        )
+        text = PXE.format(server="%IPADDRESS%", image=name)
+        configs[name] = _add(connection, tables.pxe_configs, name=name, description="", contents=text, active=1)
+    specs: list[BoardSpec] = []
+    for kind in scenario.kinds:
+        hardware = _add(connection, tables.hardware_types, type=kind.name, model="simulated")
+        for name in images:
+            connection.execute(
+                insert(tables.image_pxe_configs).values(
+                    image_id=images[name], hardware_type_id=hardware, pxe_config_id=configs[name]
+                )
+            )
+        for number in range(kind.count):
+            place = len(specs)
+            relay_board, slot = divmod(number, kind.boards_per_relay)
+            # All devices of a relay board belong to the same imaging server.
+            server = server_ids[relay_board % len(server_ids)]
+            bank, relay = divmod(slot, 8)
+            name = f"{kind.name}-{number + 1:04}"
+            info = f"relay-{kind.name}-{relay_board}:bank{bank + 1}:relay{relay + 1}"
+            spec = BoardSpec(
+                name=name,
+                address=name,
+                mac_address=f"{place + 1:012x}",
+                relay_info=info,
+                hardware_type=kind.name,
+            )
+            device_id = insert_device(
+                connection,
+                rng,
+                name=name,
+                fqdn=name,
+                inventory_id=place + 1,
+                mac_address=spec.mac_address,
+                imaging_server_id=server,
+                relay_info=info,
+                environment=kind.environment,
+                hardware_type_id=hardware,
+            )
+            set_labels(connection, device_id, kind.labels)
+            specs.append(spec)
+    return specs
