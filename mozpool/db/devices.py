@@ -392,20 +392,25 @@ CANDIDATE_COLUMNS = (
 FREE = and_(devices.c.state == "ready", devices.c.claim_id.is_(None))
 
 
-def candidates(
-    conn: Connection, conditions: Iterable[ColumnElement[bool]], *, start: int, limit: int
-) -> list[Candidate]:
-    """Free devices that meet ``conditions``, in order of their random ``shuffle`` from ``start`` on, wrapping round."""
-    query = (
-        select(*CANDIDATE_COLUMNS)
-        .join(imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id)
-        .where(FREE, *conditions)
-        .order_by(devices.c.shuffle)
-        .limit(limit)
-    )
-    found = [Candidate(*tuple(row)) for row in conn.execute(query.where(devices.c.shuffle >= start))]
-    if len(found) < limit:
-        found += [Candidate(*tuple(row)) for row in conn.execute(query.where(devices.c.shuffle < start))][
-            : limit - len(found)
-        ]
-    return found
+class FreeSearch:
+    """A search for free devices that meet conditions, made ready once and used many times."""
+
+    def __init__(self, conditions: Iterable[ColumnElement[bool]]) -> None:
+        """``conditions`` may have parameters, which :meth:`find` is given values for."""
+        query = (
+            select(*CANDIDATE_COLUMNS)
+            .join(imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id)
+            .where(FREE, *conditions)
+            .order_by(devices.c.shuffle)
+            .limit(bindparam("most"))
+        )
+        self._onwards = query.where(devices.c.shuffle >= bindparam("start"))
+        self._before = query.where(devices.c.shuffle < bindparam("start"))
+
+    def find(self, conn: Connection, *, start: int, limit: int, **values: Any) -> list[Candidate]:
+        """At most ``limit`` of them, in order of their random ``shuffle`` from ``start`` on, wrapping round."""
+        found = conn.execute(self._onwards, {"start": start, "most": limit, **values}).all()
+        if start > 0 and len(found) < limit:
+            left = limit - len(found)
+            found = [*found, *conn.execute(self._before, {"start": start, "most": left, **values})]
+        return [Candidate(*tuple(row)) for row in found]

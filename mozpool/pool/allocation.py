@@ -17,17 +17,17 @@ import logging
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, bindparam, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.clock import Event
 from mozpool.db import devices, images, requests
 from mozpool.db.bootconfig import boot_config_hash
-from mozpool.db.devices import Candidate, Device
+from mozpool.db.devices import Candidate, Device, FreeSearch
 from mozpool.db.engine import Database
 from mozpool.db.requests import Request
 from mozpool.db.tables import devices as devices_table
@@ -48,6 +48,19 @@ LOOK = 50
 
 ROUNDS = 20
 """How often a call may lose claims to others, or find that a run has to begin anew, before it is left for later."""
+
+SEARCHES = 500
+"""How many searches for free devices are kept ready."""
+
+_ALSO: Mapping[str, tuple[ColumnElement[bool], ...]] = {
+    "holding": (
+        devices_table.c.image_id == bindparam("held_image"),
+        devices_table.c.boot_config_hash == bindparam("held_config"),
+    ),
+    "among": (devices_table.c.id.in_(bindparam("these", expanding=True)),),
+    "any": (),
+}
+"""Kinds of searches, and what their devices must meet besides the criteria."""
 
 MATCH_LANE = "match"
 """The lane that matching runs in when it was not asked for by a call."""
@@ -131,6 +144,7 @@ class Matcher:
         self._tickets = itertools.count(1)
         self._last_run = 0
         self._pending = threading.Lock()
+        self._searches: dict[tuple[str, frozenset[int], str], FreeSearch] = {}
         self._hardware: dict[int, tuple[float, frozenset[int]]] = {}
         # How many calls wait for a request. With a lock of its own: who calls during a run is seen by that run.
         self._calling = threading.Lock()
@@ -293,19 +307,28 @@ class Matcher:
     def _candidates(self, conn: Connection, request: Request, criteria: Criteria, taken: set[int]) -> list[Candidate]:
         """Free devices for a request: first those that hold the wanted image already, then any at random."""
         hardware = self._hardware_for(conn, request.image_id)
-        wanted = conditions(criteria, hardware=hardware)
-        if taken:
-            wanted.append(devices_table.c.id.not_in(sorted(taken)))
         start = self._rng.randrange(SHUFFLE_RANGE)
+        # Those that are taken are few, and left out here: a search of their own would be made for each set of them.
+        limit = CANDIDATES + len(taken)
+        found: list[Candidate] = []
         if request.image_can_reuse:
-            equal = [
-                devices_table.c.image_id == request.image_id,
-                devices_table.c.boot_config_hash == boot_config_hash(request.boot_config),
-            ]
-            found = devices.candidates(conn, wanted + equal, start=start, limit=CANDIDATES)
-            if found:
-                return found
-        return devices.candidates(conn, wanted, start=start, limit=CANDIDATES)
+            equal = {"held_image": request.image_id, "held_config": boot_config_hash(request.boot_config)}
+            found = self._search(criteria, hardware, "holding").find(conn, start=start, limit=limit, **equal)
+            found = [candidate for candidate in found if candidate.id not in taken]
+        if not found:
+            found = self._search(criteria, hardware).find(conn, start=start, limit=limit)
+            found = [candidate for candidate in found if candidate.id not in taken]
+        return found[:CANDIDATES]
+
+    def _search(self, criteria: Criteria, hardware: frozenset[int], kind: str = "any") -> FreeSearch:
+        """The search for devices that meet criteria, of one of the kinds of _ALSO."""
+        key = (criteria.key, hardware, kind)
+        found = self._searches.get(key)
+        if found is None:
+            if len(self._searches) >= SEARCHES:
+                self._searches.clear()
+            found = self._searches[key] = FreeSearch([*conditions(criteria, hardware=hardware), *_ALSO[kind]])
+        return found
 
     def _hardware_for(self, conn: Connection, image_id: int | None) -> frozenset[int]:
         """Ids of the hardware types that an image can be put on, at most a second old."""
@@ -323,8 +346,7 @@ class Matcher:
         for criteria in unserved:
             # As _candidates has it, or the two would disagree in every round.
             hardware = self._hardware_for(conn, criteria.image_id)
-            wanted = [devices_table.c.id.in_(ids), *conditions(criteria, hardware=hardware)]
-            if devices.candidates(conn, wanted, start=0, limit=1):
+            if self._search(criteria, hardware, "among").find(conn, start=0, limit=1, these=ids):
                 return True
         return False
 

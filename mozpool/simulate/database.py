@@ -24,6 +24,12 @@ from mozpool.errors import DatabaseAway
 from mozpool.simulate.faults import Faults
 from mozpool.simulate.scheduler import Lock
 
+ROUND_TRIP = 0.01
+"""Seconds that a transaction takes at most when the database is not late."""
+
+CONNECT_WITHIN = 0.5
+"""Seconds until a server that is away refuses a connection."""
+
 CONNECTIONS = 200
 """More than actors that are in a transaction at a time: nobody may wait for a connection in real time."""
 
@@ -33,6 +39,7 @@ _COMPILED: dict[Any, Any] = {}
 WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
 
 _DEADLOCK = (1213, "Deadlock found when trying to get lock; try restarting transaction")
+_REFUSED = (2003, "Can't connect to MySQL server")
 _LOST = (2013, "Lost connection to MySQL server during query")
 
 
@@ -58,6 +65,7 @@ class SimulatedDatabase(Database):
         self._turn = writer
         self._where = name
         self._on_commit = on_commit
+        self.away_until = 0.0
         if self.dialect == "sqlite":
             for engine in (self.engine, self.reader):
                 event.listen(engine, "connect", _never_wait)
@@ -69,7 +77,10 @@ class SimulatedDatabase(Database):
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """As the real one, sometimes late or in vain."""
-        self._late()
+        try:
+            self._late()
+        except exc.OperationalError as error:
+            raise DatabaseAway(f"{self.name} is away: {_REFUSED[1]}") from error
         if self._faults.happens("read_lost", self._where):
             raise DatabaseAway(f"{self.name} is away: {_LOST[1]}")
         if self.dialect == "mysql":
@@ -81,8 +92,13 @@ class SimulatedDatabase(Database):
             yield connection
 
     def _late(self) -> None:
-        if self._faults.happens("late_answer", self._where):
-            self.clock.sleep(self._faults.uniform(0.0, 2.0))
+        if self._faults.happens("outage", self._where):
+            self.away_until = self.clock.monotonic() + self._faults.uniform(1.0, 120.0)
+        if self.clock.monotonic() < self.away_until:
+            self.clock.sleep(min(CONNECT_WITHIN, self.away_until - self.clock.monotonic()))
+            raise _error("connect", _REFUSED)
+        late = self._faults.happens("late_answer", self._where)
+        self.clock.sleep(self._rng.uniform(0.0, 2.0 if late else ROUND_TRIP))
 
     @contextmanager
     def _transaction(self, attempt: _Attempt) -> Iterator[Connection]:

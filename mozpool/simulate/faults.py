@@ -18,15 +18,15 @@ class Rates:
 
     crash: float = 0.0001
     """A server is killed at a step of a transition; it comes back within two minutes."""
-    slow_step: float = 0.002
-    """A thread loses the processor for up to a second between two steps."""
+    slow_step: float = 0.01
+    """A thread loses the processor for up to two seconds between two steps."""
     late_answer: float = 0.01
     """The database answers up to two seconds late."""
-    deadlock: float = 0.005
+    deadlock: float = 0.01
     """A transaction is rolled back (1213)."""
-    lost_before_commit: float = 0.002
+    lost_before_commit: float = 0.005
     """The connection is lost in the commit, which did not take place."""
-    lost_after_commit: float = 0.002
+    lost_after_commit: float = 0.005
     """The connection is lost in the commit, which took place."""
     read_lost: float = 0.001
     """The connection is lost in a read."""
@@ -35,9 +35,17 @@ class Rates:
     answer_lost: float = 0.02
     """A call is answered, and the answer does not arrive."""
     call_repeated: float = 0.02
-    """A call arrives twice, the second time up to a minute later."""
+    """A call arrives twice, the second time at once or up to a minute later."""
     call_late: float = 0.02
     """A call takes up to seven seconds to arrive, so that others overtake it."""
+    freeze: float = 0.0001
+    """A server does nothing for up to three minutes, and then goes on as if nothing had been."""
+    outage: float = 0.0001
+    """The database is away for a server, for up to two minutes."""
+    relay_slow: float = 0.01
+    """A relay board takes up to ten seconds to answer."""
+    agent_slow: float = 0.02
+    """An agent takes up to its time limit to answer."""
     relay_hangs: float = 0.005
     """A relay board stops to answer for up to ten minutes."""
     relay_wrong: float = 0.01

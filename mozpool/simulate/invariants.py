@@ -30,10 +30,21 @@ MARGIN = 1.0
 SLOW = 15.0
 """Seconds that a request may wait though a device is free for it: some transactions that come late or in vain."""
 
+LATE = 60.0
+"""Seconds that a deadline may have passed by, on a server that is up and has its database."""
+
 OVERTAKING = 15.0
 """Seconds that a claim may take from the look at the queue on which it is made."""
 
-TRIGGERS = {"devices": "id", "requests": "id", "device_requests": "id"}
+TRIGGERS = {"devices": "id", "requests": "id", "device_requests": "id", "device_history": "id", "request_history": "id"}
+
+PROOFS = {
+    "power_cycle_ok": "power on",
+    "ping_ok": "ping",
+    "sut_verify_ok": "verify",
+    "sut_sdcard_ok": "check storage",
+}
+"""Events that prove something of a device, and what must have been done to it for that in the state that it was in."""
 
 
 class Violation(Exception):
@@ -55,6 +66,7 @@ class Device:
     hardware_type_id: int | None
     image_id: int | None
     server_id: int
+    counters: str
 
     @property
     def label(self) -> str:
@@ -79,6 +91,7 @@ class Request:
     image: str
     boot_config: str
     server_id: int
+    counters: str
     queued_since: float = 0.0
 
     @property
@@ -116,11 +129,11 @@ class Overtaken:
 
 DEVICE_COLUMNS = (
     "id, name, state, state_timeout, attempt, version, claim_id, environment, hardware_type_id, image_id, "
-    "imaging_server_id"
+    "imaging_server_id, state_counters"
 )
 REQUEST_COLUMNS = (
     "id, state, state_timeout, attempt, version, requested_device, environment, hardware_type, labels, queue_key, "
-    "image_id, boot_config, imaging_server_id"
+    "image_id, boot_config, imaging_server_id, state_counters"
 )
 
 Query = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
@@ -165,13 +178,17 @@ class Watcher:
         self._fits = {
             (int(row[0]), int(row[1])) for row in query("SELECT hardware_type_id, image_id FROM image_pxe_configs", ())
         }
+        self._results: dict[int, str | None] = {}
+        """Request → the result of its latest claim."""
+        self._overdue: dict[tuple[str, int], float] = {}
+        self._entered: dict[int, float] = {}
+        """Device → when its state was last entered."""
         self._waiting_pairs: dict[tuple[int, int], float] = {}
         self._overtaken: dict[int, Overtaken] = {}
         self._device_ids: dict[str, int] = {}
         self._held_since: dict[int, float] = {}
         self.disturbed: dict[str, float] = {}
         """Device name → when a person last meddled with it."""
-        lab.on_power = self._power
         query("DELETE FROM sim_touched", ())
         for row in query(f"SELECT {DEVICE_COLUMNS} FROM devices", ()):  # noqa: S608 (constants)
             self._device_seen(row)
@@ -188,6 +205,8 @@ class Watcher:
         rows = {what: list(dict.fromkeys(row[2] for row in touched if row[1] == what)) for what in TRIGGERS}
         for claim_id in rows["device_requests"]:
             self._read_claim(claim_id)
+        self._check_history("device_history", "device_id", rows["device_history"], self.devices)
+        self._check_history("request_history", "request_id", rows["request_history"], self.requests)
         for device_id in rows["devices"]:
             self._read_device(device_id, wall)
         for request_id in rows["requests"]:
@@ -202,6 +221,7 @@ class Watcher:
         if not found:
             if known is not None:
                 del self.claims[claim_id]
+                self._results[known.request_id] = known.result
                 if self._claim_of_device.get(known.device_id) == claim_id:
                     del self._claim_of_device[known.device_id]
                 if self._claim_of_request.get(known.request_id) == claim_id:
@@ -213,6 +233,7 @@ class Watcher:
             if known.result != result:
                 self._say(f"claim {claim_id}: {result}")
             known.result = result
+            self._results[request_id] = result
             return
         for owner, key, what in (
             (self._claim_of_device, device_id, "device"),
@@ -221,6 +242,7 @@ class Watcher:
             if key in owner:
                 raise Violation(f"{what} {key} has claims {owner[key]} and {claim_id} at the same time")
             owner[key] = claim_id
+        self._results[request_id] = result
         self.claims[claim_id] = Claim(claim_id, request_id, device_id, self._now(), result)
         device = self.devices.get(device_id)
         self._say(f"claim {claim_id}: request {request_id} gets {device.name if device else device_id}")
@@ -245,7 +267,8 @@ class Watcher:
             self._say(f"{device.name}: {before.state} -> {device.state}")
 
     def _device_seen(self, row: tuple[Any, ...]) -> Device:
-        (id_, name, state, deadline, attempt, version, claim_id, environment, hardware, image_id, server_id) = row
+        (id_, name, state, deadline, attempt, version, claim_id, environment, hardware, *rest) = row
+        (image_id, server, counters) = rest
         device = Device(
             int(id_),
             str(name),
@@ -257,7 +280,8 @@ class Watcher:
             environment or "none",
             hardware,
             image_id,
-            int(server_id),
+            int(server),
+            str(counters),
         )
         before = self.devices.get(device.id)
         self.devices[device.id] = device
@@ -319,9 +343,8 @@ class Watcher:
             self.on_request(request, "" if before is None else before.state)
 
     def _request(self, row: tuple[Any, ...]) -> Request:
-        (id_, state, deadline, attempt, version, wanted, environment, hardware, labels, key, image, config, server) = (
-            row
-        )
+        (id_, state, deadline, attempt, version, wanted, environment, hardware, labels, key, *rest) = row
+        (image, config, server, counters) = rest
         return Request(
             int(id_),
             str(state),
@@ -336,9 +359,44 @@ class Watcher:
             self._images.get(image, ""),
             config or "{}",
             int(server),
+            str(counters),
         )
 
     # What must hold
+
+    def _check_history(
+        self, table: str, key: str, ids: Sequence[int], known: Mapping[int, Device] | Mapping[int, Request]
+    ) -> None:
+        """Every change is in the history, and begins where the one before it ended. Before the rows are read."""
+        state: dict[int, str] = {}
+        for id_ in ids:
+            found = self._query(f"SELECT {key}, from_state, to_state, event FROM {table} WHERE id = ?", (id_,))  # noqa: S608
+            if not found:
+                continue
+            row_id, source, target, event = found[0]
+            row = known.get(row_id)
+            before = state.get(row_id, None if row is None else row.state)
+            if before is not None and before != source:
+                raise Violation(
+                    f"{row.label if row else row_id} was in {before}, and its history goes on from {source}"
+                )
+            if event == "lifeguard_finished" and self._results.get(row_id) is None and source != target:
+                raise Violation(f"request {row_id} believes in a result that is not stored for its claim")
+            if isinstance(row, Device) and event in PROOFS and row_id not in state:
+                self._check_proof(row, str(event))
+            state[row_id] = str(target)
+            if isinstance(row, Device):
+                self._entered[row_id] = self._now()
+
+    def _check_proof(self, device: Device, event: str) -> None:
+        """What a device was proven by was done in the very state that it is in."""
+        what = PROOFS[event]
+        done = self._lab.begun.get((device.name, what), -1.0)
+        if event == "power_cycle_ok":
+            done = max(done, self._lab.begun.get((device.name, "reboot"), -1.0))
+        since = self._entered.get(device.id, 0.0)
+        if done < since:
+            raise Violation(f"{event} of {device.name} in {device.state} since {since:.3f} s is from {done:.3f} s")
 
     def _check_row(self, table: str, before: Device | Request, after: Device | Request, wall: datetime) -> None:
         name = after.label
@@ -350,6 +408,8 @@ class Watcher:
             raise Violation(f"{name}: {before.state} became {after.state} within one attempt")
         if table == "requests" and before.state in END_STATES:
             raise Violation(f"{name} goes on after its end: {before.state} -> {after.state}")
+        if after.state == "ready" and after.attempt != before.attempt and json.loads(after.counters):
+            raise Violation(f"{name} is ready, and its failures still count: {after.counters}")
         limit = self._limits[table].get(after.state)
         if limit is None or after.attempt == before.attempt:
             return
@@ -399,7 +459,7 @@ class Watcher:
         if boot_config_hash(board.boot_config or "{}") != boot_config_hash(request.boot_config):
             raise Violation(f"request {request.id} is ready with another build than it asked for")
 
-    def _power(self, name: str, what: str) -> None:
+    def restarts(self, name: str, what: str) -> None:
         """Somebody is about to restart a board: nobody may be using it."""
         device = self.devices.get(self._device_ids.get(name, -1))
         claim = None if device is None else self.claims.get(self._claim_of_device.get(device.id, -1))
@@ -483,19 +543,22 @@ class Watcher:
                         f"got {overtaken.device} at {overtaken.at:.0f} s"
                     )
 
-    def look_at_deadlines(self, walls: Mapping[int, datetime], late: float) -> None:
+    def look_at_deadlines(self, walls: Mapping[int, datetime]) -> None:
         """Nothing may stay in a state for longer than its limit, on a server that is up. Raises Violation.
 
-        ``walls`` are the clocks of the servers that are up, by id.
+        ``walls`` are the clocks of the servers that are up, by id. To be called every few seconds.
         """
+        overdue: dict[tuple[str, int], float] = {}
         rows: list[Device | Request] = [*self.devices.values(), *self.requests.values()]
         for row in rows:
             wall = walls.get(row.server_id)
-            if wall is None or row.deadline is None:
+            if wall is None or row.deadline is None or row.deadline > wall:
                 continue
-            over = (wall - row.deadline).total_seconds()
-            if over > late:
-                raise Violation(f"{row.label} is in {row.state} for {over:.0f} s longer than its time limit")
+            key = (row.label, row.attempt)
+            overdue[key] = since = self._overdue.get(key, self._now())
+            if self._now() - since > LATE:
+                raise Violation(f"{row.label} has been due in {row.state} for {self._now() - since:.0f} s")
+        self._overdue = overdue
 
 
 def _time(value: Any) -> datetime | None:

@@ -102,6 +102,8 @@ class Lab:
         """Told of what was done to a device, just before it is done."""
         self.restarted: dict[str, float] = {}
         """Device name → when its power or its agent last restarted it, in simulated seconds."""
+        self.begun: dict[tuple[str, str], float] = {}
+        """(Device, what was done to it) → when that began the last time."""
         self.loop = SimulatedLoop(
             lambda: scheduler.time, lambda seconds, call: _later(scheduler, seconds, call), self._problem
         )
@@ -138,6 +140,10 @@ class Lab:
             ("agent", "simulated"): SimulatedAgent(self),
         }
 
+    def begin(self, device: str, what: str) -> None:
+        """Something is about to be done to a device."""
+        self.begun[device, what] = self.scheduler.time
+
     def spend(self, seconds: float, deadline: Deadline) -> None:
         """Take about so many seconds, at most what is left."""
         self.scheduler.sleep(deadline.remaining(seconds * self.rng.uniform(0.7, 1.3)))
@@ -166,6 +172,7 @@ class SimulatedPower(Power):
 
     def power_cycle(self, device: Target, deadline: Deadline) -> None:
         """Off, and on again."""
+        self._lab.begin(device.name, "power on")
         self._set(device, False, deadline)
         self._lab.spend(1.0, deadline)
         self._set(device, True, deadline)
@@ -194,7 +201,7 @@ class SimulatedPower(Power):
         if lab.hanging.get(lane, 0.0) > lab.scheduler.time:
             lab.scheduler.sleep(deadline.remaining(CONNECT_LIMIT))
             raise LaneError(device, "power", "no answer", culprit=lane)
-        lab.spend(0.1, deadline)
+        lab.spend(lab.faults.uniform(0.0, 10.0) if lab.faults.happens("relay_slow", lane) else 0.1, deadline)
 
     def _set(self, device: Target, on: bool, deadline: Deadline) -> None:
         lab = self._lab
@@ -233,6 +240,7 @@ class SimulatedProbe(Probe):
 
     def ping(self, device: Target, deadline: Deadline) -> bool:
         """Whether it answers."""
+        self._lab.begin(device.name, "ping")
         self._lab.spend(0.05, deadline)
         return self._lab.boards[device.name].answers_ping()
 
@@ -269,6 +277,7 @@ class SimulatedAgent(Agent):
 
     def _talk(self, device: Target, what: str, seconds: float, deadline: Deadline) -> None:
         lab, wiring = self._lab, self._lab.wirings[device.name]
+        lab.begin(device.name, what)
         if not wiring.agent:
             lab.spend(0.2, deadline)
             raise HardwareError(device.name, what, "connection refused")
@@ -277,6 +286,10 @@ class SimulatedAgent(Agent):
                 wiring.agent = False
             lab.scheduler.sleep(deadline.remaining(20.0))
             raise HardwareError(device.name, what, "no answer")
+        if lab.faults.happens("agent_slow", device.name):
+            seconds = lab.faults.uniform(0.0, 100.0)
         lab.spend(seconds, deadline)
+        if deadline.expired:
+            raise HardwareError(device.name, what, "no answer in time")
         if not wiring.agent:
             raise HardwareError(device.name, what, "connection lost")

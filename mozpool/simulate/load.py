@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 LOOK_EVERY = 60.0
 """Seconds for which a client waits for news of its request before it asks again."""
 
+BURST_EVERY = 900.0
+"""Seconds between two bursts."""
+
 ASK_AGAIN = 5.0
 """Seconds until a client tries again what did not work."""
 
@@ -59,13 +62,28 @@ class Client:
     def run(self) -> None:
         """Ask, at random moments, as long as the scenario lasts."""
         world, load = self._world, self._load
-        while True:
+        if load.bursts:
+            world.scheduler.spawn(self._burst, f"clients/{load.name}/bursts", "clients")
+        while load.per_hour > 0:
             world.scheduler.sleep(self._rng.expovariate(load.per_hour / 3600.0))
             if world.closing:
                 return
-            self._asked += 1
-            asker = Asker(world, load, f"{load.name}-{self._asked}", random.Random(self._rng.getrandbits(64)))
-            world.scheduler.spawn(asker.run, asker.name, "clients")
+            self._ask(0.0)
+
+    def _burst(self) -> None:
+        """Many at a time, for all loads at the same time."""
+        world = self._world
+        while True:
+            world.scheduler.sleep(BURST_EVERY / 2 if world.scheduler.time < BURST_EVERY / 2 else BURST_EVERY)
+            if world.closing:
+                return
+            for _ in range(self._load.bursts):
+                self._ask(self._rng.uniform(0.0, 1.0))
+
+    def _ask(self, later: float) -> None:
+        self._asked += 1
+        asker = Asker(self._world, self._load, f"{self._load.name}-{self._asked}", random.Random(self._rng.random()))
+        self._world.scheduler.spawn(lambda: asker.run(later), asker.name, "clients")
 
 
 class Asker:
@@ -77,8 +95,9 @@ class Asker:
         self._load = load
         self._rng = rng
 
-    def run(self) -> None:
-        """Ask, wait, use, return."""
+    def run(self, later: float) -> None:
+        """Ask so many seconds from now, wait, use, return."""
+        self._world.scheduler.sleep(later)
         request = self._ask()
         if request is None:
             return

@@ -36,6 +36,8 @@ class Load:
     name: str = "tests"
     per_hour: float = 100.0
     """They come at random moments."""
+    bursts: int = 0
+    """So many come within a second, every quarter of an hour: a build is done, and its tests are started."""
     hold: float = 600.0
     """How long a device is used, on average."""
     duration: float = 1800.0
@@ -103,10 +105,20 @@ def rough(hours: float = 1.0, devices: int = 30, servers: int = 3) -> Scenario:
             Kind("tegra", devices - first, environment="staging", labels={"pool": "android"}),
         ),
         loads=(
-            Load("b2g", per_hour=1.2 * devices, hold=300.0, duration=900.0, image="b2g", labels={"pool": "b2g"}),
-            Load("android", per_hour=0.5 * devices, hold=400.0, image="android", hardware_type="tegra", wait=300),
-            Load("urgent", per_hour=0.2 * devices, hold=120.0, image="b2g", priority=5, named=0.0, wait=1200),
-            Load("at once", per_hour=0.2 * devices, hold=60.0, image="android", wait=0, environment="staging"),
+            Load(
+                "b2g", bursts=devices // 4, per_hour=0.3 * devices, hold=600.0, duration=900.0, labels={"pool": "b2g"}
+            ),
+            Load(
+                "android",
+                bursts=devices // 8,
+                per_hour=0.1 * devices,
+                hold=600.0,
+                image="android",
+                hardware_type="tegra",
+                wait=1500,
+            ),
+            Load("urgent", bursts=2, per_hour=0.1 * devices, hold=300.0, priority=5, named=0.0, wait=1200),
+            Load("at once", per_hour=0.1 * devices, hold=60.0, image="android", wait=0, environment="staging"),
         ),
         people=People(forced_states=4.0, offline=2.0, removed=2.0, mends=6.0, clock_jumps=1.0),
         hours=hours,

@@ -91,6 +91,8 @@ class Scheduler:
         self._numbers = itertools.count()
         self._ready: list[Actor] = []
         self._actors: dict[str, dict[Actor, None]] = {}
+        self._frozen: dict[str, list[Actor]] = {}
+        """Group → its actors that could go on if it were not frozen."""
 
     # For actors and those who start them
 
@@ -160,6 +162,7 @@ class Scheduler:
     def kill(self, group: str) -> None:
         """End all actors of a group where they are, as a SIGKILL does. Not from an actor: see :meth:`die`."""
         assert self.current is None
+        self._frozen.pop(group, None)
         while actors := self._actors.get(group):
             for actor in list(actors):
                 actor.dying = True
@@ -172,6 +175,13 @@ class Scheduler:
                 if not actor.ended.is_set():  # it never ran
                     self.forget(actor)
                     actor.ended.set()
+
+    def freeze(self, group: str, seconds: float) -> None:
+        """Let nobody of a group go on for so many seconds, as when a virtual machine is moved."""
+        if group in self._frozen:
+            return
+        self._frozen[group] = []
+        self.call_later(seconds, lambda: self._ready.extend(self._frozen.pop(group, ())))
 
     def die(self) -> None:
         """End the actor that calls, and its whole group with it."""
@@ -196,6 +206,10 @@ class Scheduler:
                 place = randrange(len(ready)) if len(ready) > 1 else 0
                 ready[place], ready[-1] = ready[-1], ready[place]
                 actor = ready.pop()
+                frozen = self._frozen.get(actor.group)
+                if frozen is not None:
+                    frozen.append(actor)
+                    continue
                 self.steps += 1
                 self.current = actor
                 try:

@@ -80,6 +80,7 @@ class Server:
         self.daemon: Daemon | None = None
         """None while it is down."""
         self.starts = 0
+        self.frozen_until = 0.0
         self.on_change: Callable[[str], None] = lambda what: None
         self._settings = settings
         self._scheduler = scheduler
@@ -136,8 +137,14 @@ class Server:
             self.on_change(f"is killed ({point})")
             self._scheduler.call_later(back, self.start)
             self._scheduler.die()
+        elif self._faults.happens("freeze", f"{self.name}, {point}"):
+            seconds = self._faults.uniform(1.0, 180.0)
+            self._scheduler.freeze(self.name, seconds)
+            self.frozen_until = self._scheduler.time + seconds
+            self.on_change(f"is frozen for {seconds:.0f} s ({point})")
+            self._scheduler.pause()
         elif self._faults.happens("slow_step", f"{self.name}, {point}"):
-            self.clock.sleep(self._faults.uniform(0.0, 1.0))
+            self.clock.sleep(self._faults.uniform(0.0, 2.0))
         elif self._rng.random() < self._interleave:
             self._scheduler.pause()
 
@@ -180,7 +187,7 @@ class Network:
         began = scheduler.time
         scheduler.sleep(faults.uniform(0.0, 7.0) if faults.happens("call_late", what) else self._rng.uniform(0, 0.01))
         if faults.happens("call_repeated", what):
-            later = faults.uniform(0.0, 60.0)
+            later = max(0.0, faults.uniform(-60.0, 60.0))
             scheduler.call_later(later, lambda: self._begin(name, what, work))
         if faults.happens("call_lost", what):
             scheduler.sleep(HTTP_LIMIT - min(HTTP_LIMIT, scheduler.time - began))

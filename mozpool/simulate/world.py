@@ -53,9 +53,6 @@ LOOK_EVERY = 5.0
 QUIET = 3 * 3600.0
 """Seconds within which everything must have come to rest once nothing goes wrong any more."""
 
-LATE = 120.0
-"""Seconds that a deadline may have passed by, on a server that is up."""
-
 HEALING = 300.0
 """Seconds after a server's start or a clock's jump within which nobody is expected to be quick."""
 
@@ -179,7 +176,7 @@ class World:
             url = self._url
             if url is None:
                 file = Path(directory) / "pool.sqlite"
-                file.write_bytes(_template())
+                file.write_bytes(template())
                 url = f"sqlite:///{file}"
             self.database = self._make_database(
                 SimulatedClock(self.scheduler, "inventory"), self._rng, "inventory", url
@@ -210,6 +207,7 @@ class World:
                     say=self.say,
                 )
                 self.watcher.on_request = self._request_changed
+                self.lab.on_power = self._board_restarts
                 self.watcher.lenient_until = HEALING
                 self.servers = {name: self._server(name, url) for name in self.server_names}
                 self.network.servers = self.servers
@@ -271,6 +269,12 @@ class World:
         except Violation as violation:
             self.scheduler.halted = self.scheduler.halted or violation
 
+    def _board_restarts(self, device: str, what: str) -> None:
+        try:
+            self.watcher.restarts(device, what)
+        except Violation as violation:
+            self.scheduler.halted = self.scheduler.halted or violation
+
     def _request_changed(self, request: Request, before: str) -> None:
         for tell in self.on_request:
             tell(request, before)
@@ -298,8 +302,7 @@ class World:
     def _look(self) -> None:
         try:
             self.watcher.look()
-            if self.scheduler.time > self.watcher.lenient_until:
-                self.watcher.look_at_deadlines(self._walls(), LATE)
+            self.watcher.look_at_deadlines(self._walls())
         except Violation as violation:
             self.scheduler.halted = self.scheduler.halted or violation
         for tell in self.on_look:
@@ -307,10 +310,12 @@ class World:
         self.scheduler.call_later(LOOK_EVERY, self._look)
 
     def _walls(self) -> dict[int, datetime]:
+        """The clocks of the servers that are up and have their database, by id."""
+        now = self.scheduler.time
         return {
             self.server_ids[name]: server.clock.now()
             for name, server in self.servers.items()
-            if server.daemon is not None
+            if server.daemon is not None and max(self._databases[name].away_until, server.frozen_until) <= now
         }
 
     def _come_to_rest(self) -> None:
@@ -396,7 +401,7 @@ def _looking(url: str) -> Iterator[Callable[[str, Sequence[Any]], list[tuple[Any
 
 
 @cache
-def _template() -> bytes:
+def template() -> bytes:
     """An empty SQLite database of today's schema, with the triggers."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "template.sqlite"
