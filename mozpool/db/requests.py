@@ -179,6 +179,15 @@ def find(conn: Connection, wanted: Filter, now: datetime, *, after: int = 0, lim
     return [_request(text) for text in conn.scalars(query)]
 
 
+_BY_TOKEN = select(requests.c.id).where(requests.c.token == bindparam("token")).order_by(requests.c.id.desc()).limit(1)
+
+
+def by_token(conn: Connection, token: str) -> int | None:
+    """The request that was stored a moment ago with this token, or None."""
+    found = conn.scalar(_BY_TOKEN, {"token": token})
+    return None if found is None else int(found)
+
+
 def by_idempotency_key(conn: Connection, key: str) -> Request | None:
     """The request that was made with this key, or None."""
     text = conn.scalar(_SELECT.where(requests.c.idempotency_key == key).order_by(requests.c.id).limit(1))

@@ -215,7 +215,8 @@ class Matcher:
             others = self._claiming.get(request_id) if request_id is not None and request_id not in mine else None
         try:
             for claim in claims:
-                self._make(claim)
+                if not self._make(claim):
+                    break  # whoever has lost its device is before those that come now: all is planned anew
         finally:
             for claim in claims:
                 self._done(claim)
@@ -224,8 +225,8 @@ class Matcher:
         # Whatever became of its request: the device was kept from others meanwhile, who must get their turn now.
         return not all(claim.made for claim in claims)
 
-    def _make(self, claim: _Claim) -> None:
-        """Make a planned claim, unless the device was lost to others or the request has gone on."""
+    def _make(self, claim: _Claim) -> bool:
+        """Make a planned claim, unless the request has gone on; False when the device was lost to others."""
         request = claim.request
         try:
             outcome = self._driver.handle(
@@ -233,12 +234,13 @@ class Matcher:
             )
             claim.made = outcome.status == "moved"
         except LOST_CLAIM:
-            return
+            return False
         finally:
             self._done(claim)
         if claim.made:
             for tell in self.on_match:
                 tell(request.id)
+        return True
 
     def _done(self, claim: _Claim) -> None:
         """Reserve nothing for this claim any more; calls that come after the first change nothing."""

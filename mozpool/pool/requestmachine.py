@@ -76,6 +76,8 @@ def give_up_device(ctx: RequestContext, reason: str) -> None:
         ),
         **NO_DEVICE,
     )
+    # What went wrong with one device says nothing about the next.
+    ctx.clear("pending", "contacting_lifeguard")
     ctx.log(f"gave up device {device}: {reason}")
     if request.image == MAINTENANCE or request.device_state == "maintenance_mode" or verify:
         ctx.effect(TellRelease(device_id, device, request.device_server or "", claim_id))

@@ -120,9 +120,15 @@ class MozPool:
             repeated = self._repeated(conn, new)
             values = {} if repeated else self._values(conn, new)
         if repeated:
+            if repeated.state == requests.QUEUED:
+                # Whoever stored it may not have come to match it.
+                self.matcher.wake()
             return repeated
         try:
-            request_id = self._database.run(lambda conn: self._store(conn, values))
+            request_id = self._database.run(
+                lambda conn: self._store(conn, values),
+                committed=lambda conn: requests.by_token(conn, values["token"]),
+            )
         except IntegrityError:
             # The same Idempotency-Key came twice at the same time.
             with self._database.read() as conn:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy.exc import IntegrityError
 
 from mozpool.daemon import Daemon
 from mozpool.db import tables
 from mozpool.db.requests import Request
-from mozpool.errors import MozpoolError
+from mozpool.errors import DatabaseAway, MozpoolError
 from mozpool.pool.criteria import ANY
 from mozpool.pool.service import NewRequest
 from mozpool.simulate.scenario import Load
@@ -256,18 +257,19 @@ class Meddler:
         id_, name, server = found
         self._call(server, "offline", name, lambda daemon: daemon.lifeguard.set_status(id_, "offline"))
 
-    def mend(self, rng: random.Random) -> None:
-        """Start the self-tests of all that are broken."""
+    def mend(self, rng: random.Random, *, all_of_them: bool = False) -> None:
+        """Start the self-tests of all that are broken, or that are not ready at all."""
         broken = ("failed_", "locked_out", "troubleshooting", "maintenance_mode", "unknown")
         for device in list(self._world.watcher.devices.values()):
-            if device.state.startswith(broken) and device.claim_id is None:
+            if device.claim_id is not None or device.state == "ready":
+                continue
+            if all_of_them or device.state.startswith(broken):
                 server = next(name for name, id_ in self._world.server_ids.items() if id_ == device.server_id)
-                self._call(
-                    server,
-                    "mend",
-                    device.name,
-                    lambda daemon, id_=device.id: daemon.devices.force(id_, "start_self_test"),
-                )
+                self._call(server, "mend", device.name, self._start_self_test(device.id))
+
+    @staticmethod
+    def _start_self_test(device_id: int) -> Callable[[Daemon], object]:
+        return lambda daemon: daemon.devices.force(device_id, "start_self_test")
 
     def _remove(self, rng: random.Random) -> None:
         """The inventory loses a device: one that is lent stays, and one that goes comes back an hour later."""
@@ -276,14 +278,10 @@ class Meddler:
         if found is None or not world.faults.note("removed", found[1]):
             return
         id_, name, _ = found
-        with world.database.read() as connection:
-            row = connection.execute(select(tables.devices).where(tables.devices.c.id == id_)).mappings().first()
-            labels = [
-                dict(label)
-                for label in connection.execute(
-                    select(tables.device_labels).where(tables.device_labels.c.device_id == id_)
-                ).mappings()
-            ]
+        try:
+            row, labels = self._rows(id_)
+        except DatabaseAway:
+            return
         if row is None:
             return
         values = dict(row) | {"state": "new", "state_counters": "{}", "claim_id": None, "operation_claim_id": None}
@@ -301,11 +299,29 @@ class Meddler:
             for label in labels:
                 connection.execute(insert(tables.device_labels).values(label | {"device_id": key[0]}))
 
-        if not world.database.run(remove):
-            world.say(f"{name} is lent and stays")
-            return
-        world.scheduler.sleep(rng.uniform(1.0, 200.0))
-        world.database.run(add)
+        try:
+            if not world.database.run(remove):
+                world.say(f"{name} is lent and stays")
+                return
+        except DatabaseAway:
+            pass  # gone or not: the next try tells
+        while True:
+            world.scheduler.sleep(rng.uniform(1.0, 200.0))
+            try:
+                world.database.run(add)
+                return
+            except IntegrityError:
+                return  # it is there already
+            except DatabaseAway:
+                continue
+
+    def _rows(self, id_: int) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """A device's row and its labels."""
+        labels_of = select(tables.device_labels).where(tables.device_labels.c.device_id == id_)
+        with self._world.database.read() as connection:
+            row = connection.execute(select(tables.devices).where(tables.devices.c.id == id_)).mappings().first()
+            labels = [dict(label) for label in connection.execute(labels_of).mappings()]
+        return None if row is None else dict(row), labels
 
     def _jump(self, rng: random.Random) -> None:
         world = self._world

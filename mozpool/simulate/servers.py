@@ -137,7 +137,8 @@ class Server:
             self.on_change(f"is killed ({point})")
             self._scheduler.call_later(back, self.start)
             self._scheduler.die()
-        elif self._faults.happens("freeze", f"{self.name}, {point}"):
+        elif point != "written" and self._faults.happens("freeze", f"{self.name}, {point}"):
+            # Not while it holds a lock, which on SQLite is everybody's.
             seconds = self._faults.uniform(1.0, 180.0)
             self._scheduler.freeze(self.name, seconds)
             self.frozen_until = self._scheduler.time + seconds

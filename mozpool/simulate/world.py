@@ -328,14 +328,19 @@ class World:
         self.lab.hanging.clear()
         self.disturb()
         end = self.scheduler.time + QUIET
-        mended = 0.0
+        mended, patient = 0.0, True
         while self._restless():
             if self.scheduler.time >= end:
                 raise Violation("no rest: " + "; ".join(self._restless()[:10]))
             if self.scheduler.time >= mended:
                 mended = self.scheduler.time + 1800.0
-                self.scheduler.spawn(lambda: self.meddler.mend(self._rng), "people/mends all", "people")
+                # What a person has left half done, a person mends: a board with half an image does not boot.
+                self.scheduler.spawn(self._mend(everything=not patient), "people/mends all", "people")
+                patient = False
             self.scheduler.run_until(self.scheduler.time + 60.0)
+
+    def _mend(self, *, everything: bool) -> Callable[[], None]:
+        return lambda: self.meddler.mend(self._rng, all_of_them=everything)
 
     def _restless(self) -> list[str]:
         return [

@@ -18,7 +18,7 @@ class Failed(AcceptsBasic):
         """Tell who waits for the device."""
         finish_operation(ctx, BAD_DEVICE)
         set_next_image(ctx, None, None)
-        if ctx.row.going_offline:
+        if ctx.get("going_offline"):
             ctx.log("did not come online: locked out again")
             return "locked_out"
         return None
