@@ -22,7 +22,7 @@ class Rates:
     """A thread loses the processor for up to two seconds between two steps."""
     late_answer: float = 0.01
     """The database answers up to two seconds late."""
-    deadlock: float = 0.01
+    deadlock: float = 0.03
     """A transaction is rolled back (1213)."""
     lost_before_commit: float = 0.005
     """The connection is lost in the commit, which did not take place."""

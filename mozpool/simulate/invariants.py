@@ -163,6 +163,8 @@ class Watcher:
         self.requests: dict[int, Request] = {}
         """Those that are open."""
         self.claims: dict[int, Claim] = {}
+        self.clocks_jumped_until = 0.0
+        """Until when a deadline may have been set by a clock that has jumped since."""
         self.lenient_until = 0.0
         """Until when nobody is expected to be quick: a server has died, or a clock has jumped."""
         self.ended: list[tuple[int, str, float]] = []
@@ -182,7 +184,7 @@ class Watcher:
         """Request → the result of its latest claim."""
         self._overdue: dict[tuple[str, int], float] = {}
         self._entered: dict[int, float] = {}
-        """Device → when its state was last entered."""
+        """Device → when its attempt began."""
         self._waiting_pairs: dict[tuple[int, int], float] = {}
         self._overtaken: dict[int, Overtaken] = {}
         self._device_ids: dict[str, int] = {}
@@ -246,6 +248,9 @@ class Watcher:
         self.claims[claim_id] = Claim(claim_id, request_id, device_id, self._now(), result)
         device = self.devices.get(device_id)
         self._say(f"claim {claim_id}: request {request_id} gets {device.name if device else device_id}")
+        request = self.requests.get(request_id)
+        if request is not None and device is not None and not self._could_use(request, device):
+            raise Violation(f"request {request_id} gets {device.name}, which is not what it asked for")
         self._check_order(request_id, device_id)
 
     def _read_device(self, device_id: int, wall: datetime) -> None:
@@ -263,6 +268,8 @@ class Watcher:
             self._say(f"{device.name} is added")
             return
         self._check_row("devices", before, device, wall)
+        if before.attempt != device.attempt:
+            self._entered[device_id] = self._now()
         if before.state != device.state:
             self._say(f"{device.name}: {before.state} -> {device.state}")
 
@@ -385,8 +392,6 @@ class Watcher:
             if isinstance(row, Device) and event in PROOFS and row_id not in state:
                 self._check_proof(row, str(event))
             state[row_id] = str(target)
-            if isinstance(row, Device):
-                self._entered[row_id] = self._now()
 
     def _check_proof(self, device: Device, event: str) -> None:
         """What a device was proven by was done in the very state that it is in."""
@@ -411,7 +416,7 @@ class Watcher:
         if after.state == "ready" and after.attempt != before.attempt and json.loads(after.counters):
             raise Violation(f"{name} is ready, and its failures still count: {after.counters}")
         limit = self._limits[table].get(after.state)
-        if limit is None or after.attempt == before.attempt:
+        if limit is None or after.attempt == before.attempt or self._now() < self.clocks_jumped_until:
             return
         if after.deadline is None:
             raise Violation(f"{name} is in {after.state}, which has a time limit, without a deadline")

@@ -329,4 +329,5 @@ class Meddler:
         seconds = rng.choice((-300.0, -20.0, -2.0, 2.0, 20.0, 300.0)) * rng.random()
         if world.faults.note("clock jumps", f"{server.name}, {seconds:.1f} s"):
             server.clock.jump(seconds)
+            world.watcher.clocks_jumped_until = world.scheduler.time + 10.0
             world.disturb()

@@ -106,20 +106,24 @@ def rough(hours: float = 1.0, devices: int = 30, servers: int = 3) -> Scenario:
         ),
         loads=(
             Load(
-                "b2g", bursts=devices // 4, per_hour=0.3 * devices, hold=600.0, duration=900.0, labels={"pool": "b2g"}
+                "b2g", bursts=devices // 5, per_hour=0.15 * devices, hold=600.0, duration=900.0, labels={"pool": "b2g"}
             ),
             Load(
                 "android",
-                bursts=devices // 8,
-                per_hour=0.1 * devices,
+                bursts=devices // 15,
+                per_hour=0.05 * devices,
                 hold=600.0,
                 image="android",
                 hardware_type="tegra",
                 wait=1500,
             ),
-            Load("urgent", bursts=2, per_hour=0.1 * devices, hold=300.0, priority=5, named=0.0, wait=1200),
-            Load("at once", per_hour=0.1 * devices, hold=60.0, image="android", wait=0, environment="staging"),
+            Load("urgent", bursts=1, per_hour=0.05 * devices, hold=300.0, priority=5, named=0.0, wait=1200),
+            Load("at once", per_hour=0.05 * devices, hold=60.0, image="android", wait=0, environment="staging"),
         ),
         people=People(forced_states=4.0, offline=2.0, removed=2.0, mends=6.0, clock_jumps=1.0),
         hours=hours,
+        scan_interval=60.0,
+        # Boards that fail for good are what makes requests look for others: with the built-in numbers they are rare.
+        tries={"pc_power_cycling": 5, "pxe_power_cycling": 5, "pxe_booting": 1, "mobile_init_started": 2}
+        | dict.fromkeys(("b2g_downloading", "android_downloading", "b2g_extracting", "android_extracting"), 0),
     )

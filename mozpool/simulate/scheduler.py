@@ -277,6 +277,11 @@ class Lock:
         self._held = False
         self._waiting: deque[Actor] = deque()
 
+    @property
+    def held(self) -> bool:
+        """Whether somebody has it."""
+        return self._held
+
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Wait for it, at most ``timeout`` seconds (-1: for ever); answer whether it is held now."""
         if not self._held:

@@ -19,7 +19,7 @@ from mozpool.metronome import Metronome
 from mozpool.pool.link import LinkError
 from mozpool.simulate.database import SimulatedDatabase
 from mozpool.simulate.faults import Faults
-from mozpool.simulate.scheduler import Event, Scheduler, SimulatedClock
+from mozpool.simulate.scheduler import Event, Lock, Scheduler, SimulatedClock
 
 T = TypeVar("T")
 
@@ -73,8 +73,12 @@ class Server:
         backends: Mapping[tuple[str, str], object],
         post: Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]],
         interleave: float,
+        writer: Lock,
     ) -> None:
-        """``post`` calls another server; ``interleave`` is how often a step lets other actors go first."""
+        """``post`` calls another server; ``interleave`` is how often a step lets other actors go first.
+
+        ``writer`` is SQLite's one writer.
+        """
         self.name = settings.server.fqdn
         self.clock = SimulatedClock(scheduler, self.name)
         self.daemon: Daemon | None = None
@@ -89,6 +93,7 @@ class Server:
         self._backends = backends
         self._post = post
         self._interleave = interleave
+        self._writer = writer
         self._seed = seed
         self._rng = random.Random(f"{seed}:{self.name}")
 
@@ -137,8 +142,8 @@ class Server:
             self.on_change(f"is killed ({point})")
             self._scheduler.call_later(back, self.start)
             self._scheduler.die()
-        elif point != "written" and self._faults.happens("freeze", f"{self.name}, {point}"):
-            # Not while it holds a lock, which on SQLite is everybody's.
+        elif not self._writer.held and self._faults.happens("freeze", f"{self.name}, {point}"):
+            # Not while it may hold the lock that on SQLite is everybody's.
             seconds = self._faults.uniform(1.0, 180.0)
             self._scheduler.freeze(self.name, seconds)
             self.frozen_until = self._scheduler.time + seconds

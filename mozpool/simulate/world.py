@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, insert
+from sqlalchemy import Connection, create_engine, delete, insert
 from sqlalchemy.pool import NullPool
 
 from mozpool.clock import Clock
@@ -101,7 +101,7 @@ class World:
         self.closing = False
         self.scheduler = Scheduler(random.Random(f"{seed}:order"))
         self.faults = Faults(scenario.rates, seed, lambda: self.scheduler.time, limit=limit)
-        self.faults.on_fault = lambda fault: self.say(str(fault))
+        self.faults.on_fault = self._happened
         self.log: deque[str] = deque(maxlen=REMEMBERED_LINES)
         self.server_names = [f"server-{number + 1}" for number in range(scenario.servers)]
         self.server_ids: dict[str, int] = {}
@@ -127,6 +127,11 @@ class World:
         self.log.append(line)
         if self._hear is not None:
             self._hear(line)
+
+    def _happened(self, fault: Fault) -> None:
+        self.say(str(fault))
+        if fault.kind == "outage":
+            self.disturb()
 
     def disturb(self) -> None:
         """Something happened after which nobody can be expected to be quick for a while."""
@@ -174,7 +179,9 @@ class World:
     def _scene(self) -> Iterator[None]:
         with tempfile.TemporaryDirectory(prefix="mozpool-simulation-", dir=_quick_directory()) as directory:
             url = self._url
-            if url is None:
+            if url is not None:
+                prepare(url)
+            else:
                 file = Path(directory) / "pool.sqlite"
                 file.write_bytes(template())
                 url = f"sqlite:///{file}"
@@ -243,6 +250,7 @@ class World:
             backends=self.lab.backends(),
             post=self.network.post,
             interleave=self.scenario.interleave,
+            writer=self._writer,
         )
 
         def changed(what: str) -> None:
@@ -420,6 +428,22 @@ def template() -> bytes:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.close()
         return file.read_bytes()
+
+
+def prepare(url: str) -> None:
+    """Make a database on MariaDB ready for a run: today's schema, the triggers, and no rows."""
+    database = Database(url, clock=Clock(), rng=random.Random(0))
+    try:
+        if schema.current(database) is None:
+            schema.create(database)
+            with database.maintenance() as connection:
+                for statement in triggers(database.dialect):
+                    connection.exec_driver_sql(statement)
+        with database.begin() as connection:
+            for table in reversed(tables.metadata.sorted_tables):
+                connection.execute(delete(table))
+    finally:
+        database.dispose()
 
 
 def _fill(url: str, scenario: Scenario, rng: random.Random, servers: Sequence[str]) -> list[BoardSpec]:

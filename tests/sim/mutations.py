@@ -23,7 +23,7 @@ from mozpool.lifeguard.service import Answer, LifeGuard
 from mozpool.pool import requestmachine
 from mozpool.pool.allocation import Matcher
 from mozpool.rowstore import RowStore
-from mozpool.simulate import world
+from mozpool.simulate import invariants, world
 from mozpool.statedriver import Change, Driver, Outcome
 from mozpool.statemachine import Context
 
@@ -72,7 +72,7 @@ def _without_unique_claims(patch: pytest.MonkeyPatch) -> None:
                 "DROP TABLE device_requests;"
                 "CREATE TABLE device_requests (id BIGINT, request_id BIGINT, device_id BIGINT, imaging_result TEXT);"
             )
-            for statement in world.triggers("sqlite"):
+            for statement in invariants.triggers("sqlite"):
                 if " device_requests " in statement:
                     connection.execute(statement)
             connection.commit()
@@ -211,12 +211,6 @@ def late_pleas_reach_the_next_holder(patch: pytest.MonkeyPatch) -> None:
 def a_device_that_comes_free_tells_nobody(patch: pytest.MonkeyPatch) -> None:
     """Waiting requests are matched by the periodic scan only."""
     patch.setattr(Matcher, "wake", lambda self: None)
-
-
-@mutation
-def a_lost_answer_counts_as_a_rollback(patch: pytest.MonkeyPatch) -> None:
-    """A commit whose answer was lost is done once more."""
-    patch.setattr(RowStore, "took_place", lambda self, conn, row, change: False)
 
 
 @mutation

@@ -25,7 +25,7 @@ from mozpool import __version__, resources
 from mozpool.client import cli, output
 from mozpool.client.child import Child, Signals
 from mozpool.clock import Clock
-from tests.unit.client_support import BREAK, Answer, Call, PoolServer, closed_port, error
+from tests.unit.client_support import BREAK, Answer, Call, PoolServer, closed_port, default_signals, error
 
 B2G = ("b2g", "--boot-config", "b2gbase=http://x/")
 
@@ -51,6 +51,7 @@ def started(server: PoolServer | None, *arguments: str, **options) -> Iterator[s
     """The command as a process of its own, in a process group of its own."""
     process = subprocess.Popen(
         [sys.executable, "-m", "mozpool.client.cli", *arguments],
+        preexec_fn=default_signals,
         env=environment(server),
         cwd=resources.CHECKOUT,
         stdin=subprocess.DEVNULL,
@@ -416,6 +417,7 @@ def test_there_are_control_characters_on_a_terminal_only(server):
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "mozpool.client.cli", "request", *B2G],
+        preexec_fn=default_signals,
         env=environment(server),
         cwd=resources.CHECKOUT,
         stdout=theirs,
@@ -525,6 +527,7 @@ def test_ctrl_c_reaches_the_command_once(server, tmp_path):
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", IN_TERMINAL, "run", *B2G, "--", *script(tmp_path, COUNT_INTERRUPTS)],
+        preexec_fn=default_signals,
         env=environment(server),
         cwd=resources.CHECKOUT,
         stdin=theirs,

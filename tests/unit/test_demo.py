@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from mozpool import resources
 from mozpool.cli.demo import main
-from tests.unit.client_support import closed_port
+from tests.unit.client_support import closed_port, default_signals
 
 
 def test_a_port_that_is_taken_is_told():
@@ -33,6 +33,7 @@ def test_it_lends_a_device_and_stays_up_until_ctrl_c(tmp_path):
     port = closed_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "mozpool.cli.demo", str(port)],
+        preexec_fn=default_signals,
         cwd=resources.CHECKOUT,
         env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

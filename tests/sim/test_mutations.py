@@ -1,0 +1,38 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Tests of the simulation: it finds each of these deliberate bugs within a few dozen seeds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+
+import pytest
+
+from mozpool.simulate.explore import first_failure
+from mozpool.simulate.scenario import rough
+from tests.sim.mutations import MUTATIONS
+
+SEEDS = 40
+"""At most; the simulation of correct code runs five times as many (see test_seeds)."""
+
+
+def found(name: str) -> tuple[str, str | None]:
+    """The mutation's name, and how it showed; None when it did not."""
+    with pytest.MonkeyPatch.context() as patch:
+        MUTATIONS[name](patch)
+        result = first_failure(rough(), map(str, range(SEEDS)))
+    return name, None if result is None else f"seed {result.seed}, {result.violation}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_deliberate_bugs_are_found() -> None:
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        shown = dict(pool.imap_unordered(found, MUTATIONS))
+    print()
+    for name in MUTATIONS:
+        print(f"{name.replace('_', ' ')}: {shown[name]}")
+    assert len(MUTATIONS) >= 8
+    assert not [name for name, how in shown.items() if how is None]
