@@ -926,10 +926,11 @@ class RequestRules(RuleBasedStateMachine):
         if target == "ready":
             model.failures.clear()
         row = self.rows.get_request(before.id)
-        if target not in HOLDING and model.claim_id is not None:
+        if target not in HOLDING:
+            if model.claim_id is not None:
+                for counter in ("pending", "contacting_lifeguard"):
+                    model.failures.pop(counter, None)
             model.claim_id = None
-            for counter in ("pending", "contacting_lifeguard"):
-                model.failures.pop(counter, None)
         elif model.claim_id is None:
             model.claim_id = row.claim_id
             assert model.claim_id is not None and model.claim_id not in self.claimed
