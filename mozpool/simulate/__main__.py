@@ -89,7 +89,7 @@ def _picture(ctx: click.Context, param: click.Parameter, value: Path | None) -> 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--hours", type=click.FloatRange(0, min_open=True), help="Simulate so many hours instead of the plan's.")
+@click.option("--hours", type=click.FloatRange(0, 100_000, min_open=True), help="Instead of the plan's.")
 @click.option("--seed", type=click.IntRange(0), help="Another course of events than with the plan's seed.")
 @click.option("--seeds", type=click.IntRange(1), default=1, help="Run with so many seeds, and show how they differ.")
 @click.option(

@@ -170,7 +170,7 @@ def _share_out(count: int, sizes: list[int]) -> list[int]:
         if left > 0:
             counts[due.index(max(due))] += 1
         else:
-            counts[due.index(min(each for each, given in zip(due, counts, strict=True) if given > 1))] -= 1
+            counts[min((place for place, given in enumerate(counts) if given > 1), key=due.__getitem__)] -= 1
     return counts
 
 

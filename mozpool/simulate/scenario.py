@@ -106,7 +106,7 @@ def rough(hours: float = 1.0, devices: int = 30, servers: int = 3) -> Scenario:
         ),
         loads=(
             Load(
-                "b2g", bursts=devices // 5, per_hour=0.15 * devices, hold=600.0, duration=900.0, labels={"pool": "b2g"}
+                "b2g", bursts=devices // 6, per_hour=0.1 * devices, hold=600.0, duration=900.0, labels={"pool": "b2g"}
             ),
             Load(
                 "android",
