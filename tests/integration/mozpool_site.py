@@ -215,6 +215,11 @@ seed = {seed}
         return found
 
 
+LAST_REQUESTS = 180.0
+"""Seconds that requests may still take when no new ones are made: at 20 times real speed a board may hang for 60 s, and
+then the next one."""
+
+
 @dataclass
 class Tally:
     """What the clients saw."""
@@ -293,8 +298,8 @@ class Client(threading.Thread):
         state = "finding_device"
         while state != "ready" and state != "closed" and not state.startswith("failed"):
             state = self._call("GET", f"/api/request/{request_id}/status/?wait=10&state={state}").json()["state"]
-            if time.monotonic() > self.end + 60:
-                self.tally.problems.append(f"request {request_id} is still {state} a minute after the end")
+            if time.monotonic() > self.end + LAST_REQUESTS:
+                self.tally.problems.append(f"request {request_id} is still {state} {LAST_REQUESTS:.0f} s after the end")
                 break
         details = self._call("GET", f"/api/request/{request_id}/details/").json()
         if state == "ready":

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import delete, func, select
 
 from mozpool.db import tables
-from tests.integration.mozpool_site import Client, Site, Tally, disturbed
+from tests.integration.mozpool_site import LAST_REQUESTS, Client, Site, Tally, disturbed
 from tests.mariadb import MariaDB
 
 LONG = bool(os.environ.get("MOZPOOL_LONG_TESTS"))
@@ -57,7 +57,7 @@ def run_clients(site: Site, seconds: float, seed: int, kills: int = 0) -> Tally:
         site.start_daemon()
     watch(site, tally, overdue, max(0.0, end - time.monotonic()))
     for client in clients:
-        client.join(max(1.0, end - time.monotonic()) + 120)
+        client.join(max(1.0, end - time.monotonic()) + LAST_REQUESTS + 60)
     tally.problems += [f"{client.name} never ended" for client in clients if client.is_alive()]
     return tally
 

@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from dataclasses import replace
 
 import pytest
 
+from mozpool.fakes.board import Behaviour
 from mozpool.simulate.explore import first_failure
-from mozpool.simulate.scenario import rough
+from mozpool.simulate.scenario import Scenario, rough
 from tests.sim.mutations import MUTATIONS
 
 SEEDS = 40
 """At most; the simulation of correct code runs five times as many (see test_seeds)."""
 
 
+def hostile() -> Scenario:
+    """As rough as it can be, so that few seeds do."""
+    scenario = rough()
+    rates = replace(scenario.rates, deadlock=0.1, call_repeated=0.15, answer_lost=0.1, slow_step=0.03)
+    boards = Behaviour(download_failure=0.2, extraction_failure=0.3)
+    return replace(scenario, rates=rates, kinds=tuple(replace(kind, behaviour=boards) for kind in scenario.kinds))
+
+
 def found(name: str) -> tuple[str, str | None]:
     """The mutation's name, and how it showed; None when it did not."""
     with pytest.MonkeyPatch.context() as patch:
         MUTATIONS[name](patch)
-        result = first_failure(rough(), map(str, range(SEEDS)))
+        result = first_failure(hostile(), map(str, range(SEEDS)))
     return name, None if result is None else f"seed {result.seed}, {result.violation}"
 
 
@@ -30,7 +40,7 @@ def found(name: str) -> tuple[str, str | None]:
 @pytest.mark.timeout(1200)
 def test_deliberate_bugs_are_found() -> None:
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        shown = dict(pool.imap_unordered(found, MUTATIONS))
+        shown = dict(pool.imap_unordered(found, MUTATIONS, chunksize=1))
     print()
     for name in MUTATIONS:
         print(f"{name.replace('_', ' ')}: {shown[name]}")
