@@ -10,14 +10,13 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
 from mozpool import __version__
 from mozpool.bmm.interfaces import BackendContext
-from mozpool.bmm.registry import Registry
+from mozpool.bmm.registry import NOTHING_BUILT, Registry
 from mozpool.bmm.service import BMM, POWER_LIMIT, STORAGE_LIMIT
 from mozpool.clock import Clock
 from mozpool.config import ConfigError, Problem, Settings, check_state_names
@@ -65,8 +64,6 @@ UPKEEP_INTERVAL = 3600.0
 STOP_LIMIT = 8.0
 """Seconds that running work gets to end when the daemon stops."""
 
-NO_BACKENDS: Mapping[tuple[str, str], object] = MappingProxyType({})
-
 
 def _check_backends(settings: Settings, registry: Registry, defaults: Mapping[str, str]) -> None:
     """Raise ConfigError when ``[bmm]`` names a backend that is not installed."""
@@ -96,7 +93,7 @@ class Daemon:
         rng: random.Random | None = None,
         database: Database | None = None,
         metronome: Metronome | None = None,
-        backends: Mapping[tuple[str, str], object] = NO_BACKENDS,
+        backends: Mapping[tuple[str, str], object] = NOTHING_BUILT,
         post: Post = http_post,
         checkpoint: Callable[[str], None] = lambda point: None,
         end_process: Callable[[], None] = exit_now,

@@ -36,6 +36,8 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
 DEFAULTS: Mapping[str, str] = {"power": "proxr", "boot": "pxe", "probe": "fping", "agent": "sut"}
 """The backend of each interface for devices that name none."""
 
+NOTHING_BUILT: Mapping[tuple[str, str], object] = MappingProxyType({})
+
 _KINDS: Mapping[str, type] = {"power": Power, "boot": Boot, "probe": Probe, "agent": Agent}
 
 
@@ -46,7 +48,7 @@ class Registry:
         self,
         context: BackendContext,
         defaults: Mapping[str, str] = DEFAULTS,
-        built: Mapping[tuple[str, str], object] = MappingProxyType({}),
+        built: Mapping[tuple[str, str], object] = NOTHING_BUILT,
     ) -> None:
         """Look up what is installed, without importing it.
 

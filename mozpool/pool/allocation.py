@@ -27,7 +27,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from mozpool.clock import Event
 from mozpool.db import devices, images, requests
 from mozpool.db.bootconfig import boot_config_hash
-from mozpool.db.devices import Candidate, Device, FreeSearch
+from mozpool.db.devices import SHUFFLE_RANGE, Candidate, Device, FreeSearch
 from mozpool.db.engine import Database
 from mozpool.db.requests import Request
 from mozpool.db.tables import devices as devices_table
@@ -35,7 +35,6 @@ from mozpool.db.tables import hardware_types
 from mozpool.errors import DatabaseAway
 from mozpool.lanes import Lanes
 from mozpool.pool.criteria import ANY, Criteria
-from mozpool.pool.requestmachine import SHUFFLE_RANGE
 from mozpool.statedriver import LOST_CLAIM, Driver
 
 log = logging.getLogger("mozpool.allocation")

@@ -9,8 +9,7 @@ import math
 from typing import Any, Protocol
 
 from mozpool.db import claims
-from mozpool.db.devices import SHUFFLE_RANGE as SHUFFLE_RANGE
-from mozpool.db.devices import Candidate
+from mozpool.db.devices import SHUFFLE_RANGE, Candidate
 from mozpool.db.requests import Request
 from mozpool.pool.criteria import Criteria
 from mozpool.pool.effects import AskLifeguard, CallBack, TellRelease

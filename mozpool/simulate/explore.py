@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from mozpool.simulate.scenario import Scenario
 from mozpool.simulate.world import Result, World
@@ -68,13 +68,10 @@ def run_all(scenario: Scenario, seeds: Iterable[str], *, processes: int) -> Iter
         yield from pool.imap_unordered(_run, ((scenario, seed) for seed in seeds))
 
 
-def first_failure(
-    scenario: Scenario, seeds: Iterable[str], *, seen: Callable[[Result], None] = lambda result: None
-) -> Result | None:
+def first_failure(scenario: Scenario, seeds: Iterable[str]) -> Result | None:
     """The first of these seeds whose run fails, in this process; None when all hold."""
     for seed in seeds:
         result = run(scenario, seed)
-        seen(result)
         if result.violation is not None:
             return result
     return None

@@ -1,7 +1,7 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""What goes wrong: by probability, from a generator of its own, or by script. Everything injected is counted."""
+"""What goes wrong, by probability, from a generator of its own. Everything injected is counted."""
 
 from __future__ import annotations
 

@@ -168,8 +168,8 @@ class Watcher:
         """Until when a deadline may have been set by a clock that has jumped since."""
         self.lenient_until = 0.0
         """Until when nobody is expected to be quick: a server has died, or a clock has jumped."""
-        self.ended: list[tuple[int, str, float]] = []
-        """Requests that ended: id, state, when."""
+        self._ended: set[int] = set()
+        """Requests that were open and are no more."""
         self.on_request: Callable[[Request, str], None] = lambda request, before: None
         self._claim_of_device: dict[int, int] = {}
         self._claim_of_request: dict[int, int] = {}
@@ -189,7 +189,6 @@ class Watcher:
         self._waiting_pairs: dict[tuple[int, int], float] = {}
         self._overtaken: dict[int, Overtaken] = {}
         self._device_ids: dict[str, int] = {}
-        self._held_since: dict[int, float] = {}
         self.disturbed: dict[str, float] = {}
         """Device name → when a person last meddled with it."""
         query("DELETE FROM sim_touched", ())
@@ -319,7 +318,7 @@ class Watcher:
         request = self._request(row[0])
         if before is None:
             if request.state in END_STATES:
-                if request.version and not any(request_id == ended[0] for ended in self.ended[-200:]):
+                if request.version and request_id not in self._ended:
                     raise Violation(f"request {request_id} appears in {request.state}")
                 return
             self._say(f"request {request_id}: {request.state}")
@@ -342,7 +341,7 @@ class Watcher:
             if request_id in self._claim_of_request:
                 raise Violation(f"request {request_id} has ended ({request.state}) and holds a device")
             self.requests.pop(request_id, None)
-            self.ended.append((request_id, request.state, self._now()))
+            self._ended.add(request_id)
         else:
             self.requests[request_id] = request
         if request.state == "ready" and (before is None or before.state != "ready"):
@@ -454,7 +453,6 @@ class Watcher:
         if claim.result != "complete":
             raise Violation(f"request {request.id} is ready, but its device's result is {claim.result}")
         device = self.devices.get(claim.device_id)
-        self._held_since[claim.device_id] = self._now()
         if device is None or self.disturbed.get(device.name, -1.0) >= claim.since:
             return  # a person may lie about a device
         board = self._lab.boards[device.name]

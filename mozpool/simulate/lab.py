@@ -129,7 +129,7 @@ class Lab:
         """A board's code broke; boards that are still at it when the run ends are none."""
         error = problem.get("exception")
         if error is not None:
-            self.scheduler.halted = self.scheduler.halted or error
+            self.scheduler.halt(error)
 
     def backends(self) -> dict[tuple[str, str], object]:
         """For BMM, by interface and name."""

@@ -57,7 +57,6 @@ class Client:
         self._world = world
         self._load = load
         self._rng = random.Random(f"{world.seed}:client:{number}")
-        self._number = number
         self._asked = 0
 
     def run(self) -> None:
@@ -103,7 +102,7 @@ class Asker:
         if request is None:
             return
         world = self._world
-        server = next(name for name, id_ in world.server_ids.items() if id_ == request.imaging_server_id)
+        server = world.server_named(request.imaging_server_id)
         if world.faults.happens("client_vanishes", self.name):
             return
         while request is not None and request.is_open and request.state != "ready":
@@ -197,7 +196,6 @@ class Meddler:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._rng = random.Random(f"{world.seed}:people")
 
     def start(self) -> None:
         """Begin."""
@@ -229,7 +227,7 @@ class Meddler:
         if not devices:
             return None
         device = devices[rng.choice(sorted(devices))]
-        server = next(name for name, id_ in self._world.server_ids.items() if id_ == device.server_id)
+        server = self._world.server_named(device.server_id)
         return device.id, device.name, server
 
     def _call(self, server: str, what: str, name: str, work: Callable[[Daemon], object]) -> None:
@@ -264,7 +262,7 @@ class Meddler:
             if device.claim_id is not None or device.state == "ready":
                 continue
             if all_of_them or device.state.startswith(broken):
-                server = next(name for name, id_ in self._world.server_ids.items() if id_ == device.server_id)
+                server = self._world.server_named(device.server_id)
                 self._call(server, "mend", device.name, self._start_self_test(device.id))
 
     @staticmethod
@@ -272,7 +270,7 @@ class Meddler:
         return lambda daemon: daemon.devices.force(device_id, "start_self_test")
 
     def _remove(self, rng: random.Random) -> None:
-        """The inventory loses a device: one that is lent stays, and one that goes comes back an hour later."""
+        """The inventory loses a device: one that is lent stays, and one that goes comes back minutes later."""
         world = self._world
         found = self._device(rng)
         if found is None or not world.faults.note("removed", found[1]):

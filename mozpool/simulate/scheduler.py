@@ -26,10 +26,6 @@ START = datetime(2030, 1, 1, tzinfo=UTC)
 """The wall time at which simulations begin."""
 
 
-class Halted(Exception):
-    """The run is over: something was found."""
-
-
 class Timer:
     """A call to be made."""
 
@@ -84,7 +80,7 @@ class Scheduler:
         self.current: Actor | None = None
         self.steps = 0
         self.halted: Exception | None = None
-        """Why the run is over; set it to end the run after this step."""
+        """Why the run is over (see :meth:`halt`)."""
         self.hub = greenlet.getcurrent()
         self._rng = rng
         self._heap: list[tuple[float, int, Timer]] = []
@@ -193,6 +189,10 @@ class Scheduler:
             if actor in self._ready:
                 self._ready.remove(actor)
         self.hub.switch()
+
+    def halt(self, error: Exception) -> None:
+        """End the run after this step with an error; the first one counts."""
+        self.halted = self.halted or error
 
     # For the hub
 

@@ -126,7 +126,7 @@ class Server:
         self.on_change("is up")
 
     def _stuck(self) -> None:
-        self._scheduler.halted = self._scheduler.halted or AssertionError(f"{self.name} is stuck")
+        self._scheduler.halt(AssertionError(f"{self.name} is stuck"))
 
     def kill(self) -> None:
         """End it as a SIGKILL does. From the hub."""

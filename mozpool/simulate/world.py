@@ -137,6 +137,10 @@ class World:
         """Something happened after which nobody can be expected to be quick for a while."""
         self.watcher.lenient_until = self.scheduler.time + HEALING
 
+    def server_named(self, server_id: int) -> str:
+        """The name of an imaging server."""
+        return next(name for name, id_ in self.server_ids.items() if id_ == server_id)
+
     def wait_for_device(self, request_id: int, seconds: float) -> None:
         """Wait until a request is ready or has ended, at most so many seconds."""
         known = self.watcher.requests.get(request_id)
@@ -190,7 +194,7 @@ class World:
             )
             specs = _fill(url, self.scenario, self._rng, self.server_names)
             self.names = [spec.name for spec in specs]
-            kinds = {f"{kind.name}": kind for kind in self.scenario.kinds}
+            kinds = {kind.name: kind for kind in self.scenario.kinds}
             self.lab = Lab(
                 specs,
                 scheduler=self.scheduler,
@@ -275,13 +279,13 @@ class World:
         try:
             self.watcher.committed(clock.now())
         except Violation as violation:
-            self.scheduler.halted = self.scheduler.halted or violation
+            self.scheduler.halt(violation)
 
     def _board_restarts(self, device: str, what: str) -> None:
         try:
             self.watcher.restarts(device, what)
         except Violation as violation:
-            self.scheduler.halted = self.scheduler.halted or violation
+            self.scheduler.halt(violation)
 
     def _request_changed(self, request: Request, before: str) -> None:
         for tell in self.on_request:
@@ -295,7 +299,7 @@ class World:
 
     def _unexpected(self, text: str) -> None:
         """The servers' own code logged an exception that it had not expected."""
-        self.scheduler.halted = self.scheduler.halted or Violation(f"unexpected: {text}")
+        self.scheduler.halt(Violation(f"unexpected: {text}"))
 
     def _start(self) -> None:
         self.lab.start()
@@ -312,7 +316,7 @@ class World:
             self.watcher.look()
             self.watcher.look_at_deadlines(self._walls())
         except Violation as violation:
-            self.scheduler.halted = self.scheduler.halted or violation
+            self.scheduler.halt(violation)
         for tell in self.on_look:
             tell()
         self.scheduler.call_later(LOOK_EVERY, self._look)

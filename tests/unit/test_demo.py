@@ -41,14 +41,20 @@ def test_it_lends_a_device_and_stays_up_until_ctrl_c(tmp_path):
         text=True,
     )
     assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if "until you press Ctrl-C" in line:
-            break
-    socket.create_connection(("127.0.0.1", port), timeout=10).close()
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    try:
+        said = ""
+        for line in process.stdout:
+            said += line
+            if "until you press Ctrl-C" in line:
+                break
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+    finally:
+        # It ends its server, too, unless it is past hearing.
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()
     assert process.returncode == 0, said + rest
     assert f"http://127.0.0.1:{port}/" in said
     for shown in ("finding_device", "pending", "is ready, until", "HELD BY", "you@example.com", "closed"):
