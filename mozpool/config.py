@@ -15,11 +15,12 @@ import difflib
 import math
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -199,6 +200,17 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(HOST_PORT.parse(name.lower()) for name in re.split(r"[\s,]+", text) if name)
 
 
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(word) for word in re.split(r"[\s,]+", text) if word)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(shlex.split(text))
+    if not words:
+        raise ValueError(text)
+    return words
+
+
 TEXT: Kind[str] = matching("text on one line, or nothing", r".*")
 BOOLEAN: Kind[bool] = Kind("true or false", _boolean, lambda value: str(value).lower())
 SECONDS = number("seconds", 0, above=True)
@@ -212,6 +224,18 @@ IPV4: Kind[str] = Kind("an IPv4 address", _ipv4)
 NAMES: Kind[tuple[str, ...]] = Kind(
     "host names (HOST or HOST:PORT, without http://), separated by spaces or commas", _names, " ".join
 )
+NETWORK4: Kind[IPv4Network] = Kind("an IPv4 network such as 10.99.0.0/24", IPv4Network)
+NETWORK6: Kind[IPv6Network] = Kind("an IPv6 network such as fd99::/64", IPv6Network)
+NETWORKS: Kind[tuple[IPv4Network | IPv6Network, ...]] = Kind(
+    "networks such as 10.99.0.0/24, separated by spaces or commas",
+    _networks,
+    lambda value: " ".join(map(str, value)),
+)
+WORDS: Kind[tuple[str, ...]] = Kind("a program and its arguments, quoted as in a shell", _words, shlex.join)
+PROGRAM = matching("a program's name or path", r".+")
+URL_HTTP = matching("an http:// or https:// URL", r"https?://[^\s/]+(/\S*)?")
+URL_HTTP_OR_NOTHING = matching("an http:// or https:// URL, or nothing", r"(https?://[^\s/]+(/\S*)?)?")
+INTERFACES = matching("names of network interfaces, separated by spaces", r"([A-Za-z0-9_.:@-]{1,15}( +|$))*")
 PATH: Kind[Path] = Kind("an absolute path", _path)
 PATTERN: Kind[re.Pattern[str]] = Kind("a regular expression", _pattern, lambda value: value.pattern)
 ENGINE: Kind[str | None] = optional(Kind("mysql+pymysql://USER:PASSWORD@HOST/NAME or sqlite:////PATH", _engine))
@@ -370,7 +394,70 @@ class BMM:
     boot: str = setting(BACKEND, "pxe", "Backend that says what a device boots.")
     probe: str = setting(BACKEND, "fping", "Backend that tells whether a device is there.")
     agent: str = setting(BACKEND, "sut", "Backend that talks to the program on a device.")
-    fping: str = setting(matching("a program's name or path", r".+"), "fping", "The fping program.")
+    fping: str = setting(PROGRAM, "fping", "The fping program.")
+    pdudaemon: str = setting(
+        URL_HTTP, "http://127.0.0.1:16421", "Where pdudaemon listens, for devices whose power is pdudaemon."
+    )
+    redfish_user: str = setting(TEXT, "", "User name at the management controllers of devices whose power is redfish.")
+    redfish_password: str = setting(TEXT, "", "Password of that user.", secret=True)
+    redfish_verify: bool = setting(BOOLEAN, True, "Check the certificates of these controllers.")
+    adb_server: str = setting(HOST_PORT, "127.0.0.1:5037", "The adb server, for devices whose probe or agent is adb.")
+
+
+@dataclass(frozen=True)
+class Netboot:
+    """Network boot by dnsmasq, which mozpool-netboot or the daemon itself writes a configuration for and runs."""
+
+    run_dnsmasq: bool = setting(BOOLEAN, False, "Run dnsmasq inside the daemon.")
+    dnsmasq: str = setting(PROGRAM, "dnsmasq", "The dnsmasq program.")
+    mode: str = setting(
+        choice("dhcp", "proxy", "tftp"),
+        "dhcp",
+        "dhcp: give this server's devices their addresses, and nobody else. proxy: another DHCP server does that; tell "
+        "them only what to boot. tftp: serve files only.",
+    )
+    interfaces: str = setting(
+        INTERFACES, "", "The network interfaces that boards are on; nothing: the one with [server] ipaddress."
+    )
+    network: IPv4Network | None = setting(
+        optional(NETWORK4), None, "The network that boards are in; needed for dhcp and proxy."
+    )
+    router: str | None = setting(optional(IPV4), None, "The default gateway that boards are told; nothing: none.")
+    nameserver: str | None = setting(optional(IPV4), None, "The name server that boards are told; nothing: none.")
+    lease_time: int = setting(integer(120), 3600, "Seconds that an address is given for.")
+    boot_loader: str = setting(
+        choice("lpxelinux", "pxelinux", "ipxe"),
+        "lpxelinux",
+        "lpxelinux and pxelinux read pxelinux.cfg/ by TFTP, and lpxelinux gets kernels by HTTP too. ipxe gets a script "
+        "that says the same by HTTP, from the daemon.",
+    )
+    advertise: IPv6Network | None = setting(
+        optional(NETWORK6),
+        None,
+        "An IPv6 network to advertise: some boards' firmware waits long for one. Nothing: no router advertisements.",
+    )
+    url: str = setting(
+        URL_HTTP_OR_NOTHING,
+        "",
+        "Where boards reach this daemon, or nginx in front of it; nothing: http://IPADDRESS:PORT, with [server] "
+        "ipaddress and port.",
+    )
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Where SUT agents tell that they have started."""
+
+    listen: str | None = setting(optional(HOST), None, "The address to listen on; nothing: agents cannot register.")
+    port: int = setting(PORT, 28001, "The TCP port to listen on.")
+    accept: tuple[IPv4Network | IPv6Network, ...] = setting(
+        NETWORKS,
+        (),
+        "Unknown devices with an address in these networks become devices in state new; others are refused.",
+    )
+    environment: str = setting(
+        matching("1 to 32 characters", r".{1,32}"), "none", "The environment that such new devices are put into."
+    )
 
 
 @dataclass(frozen=True)
@@ -403,6 +490,14 @@ class Settings:
     pool: Pool = field(default_factory=Pool)
     lifeguard: LifeGuard = field(default_factory=LifeGuard)
     bmm: BMM = field(default_factory=BMM)
+    commands: Mapping[str, tuple[str, ...]] = free_names(
+        WORDS,
+        "Programs that switch power, for devices whose power is command: NAME.on, NAME.off and NAME.status of those "
+        "with the option command = NAME. {name}, {address} and {OPTION} stand for the device's own. For example: "
+        "apc.on = /usr/local/bin/pdu on {socket}",
+    )
+    netboot: Netboot = field(default_factory=Netboot)
+    registration: Registration = field(default_factory=Registration)
     timeouts: Mapping[str, float] = free_names(
         SECONDS, "Time limits of states, in seconds, where the built-in ones do not fit: b2g_downloading = 240."
     )

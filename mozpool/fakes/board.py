@@ -289,7 +289,7 @@ class FakeBoard:
         self._note("rebooting")
         self._down()
         await self._spend(self.behaviour.reboot_seconds)
-        if self._fails(self.behaviour.reboot_failure):
+        if self._fails("reboot_failure"):
             raise _Hangs("in the reboot")
         await self._boot()
 
@@ -298,7 +298,7 @@ class FakeBoard:
         self._network_up = True
         await self._spend(self.behaviour.boot_loader_seconds)
         self._network_up = False
-        if self._fails(self.behaviour.boot_failure):
+        if self._fails("boot_failure"):
             raise _Hangs("in the boot loader")
         config = await self._surroundings.read_pxe_file()
         if config is None:
@@ -347,7 +347,7 @@ class FakeBoard:
         await self._tell(api, "self_test_running")
         self._note("self_test")
         await self._spend(self.behaviour.self_test_seconds)
-        failed = self._fails(self.behaviour.self_test_failure)
+        failed = self._fails("self_test_failure")
         await self._tell(api, "failed_self_test" if failed else "self_test_ok")
 
     async def _install(self, api: str, image: str) -> None:
@@ -355,8 +355,8 @@ class FakeBoard:
         await self._tell(api, f"{image}_downloading")
         self._note("download", boot_config)
         await self._spend(self.behaviour.download_seconds)
-        while self._fails(self.behaviour.download_failure):
-            if self._fails(0.5):
+        while self._fails("download_failure"):
+            if self._fate.random() < 0.5:
                 raise _Hangs("in the download")
             self._note("download_again")
             await self._spend(self.behaviour.download_seconds)
@@ -367,7 +367,7 @@ class FakeBoard:
         self.image = self.boot_config = None
         self._surroundings.wipe()
         await self._spend(self.behaviour.extract_seconds)
-        if self._fails(self.behaviour.extraction_failure):
+        if self._fails("extraction_failure"):
             raise _Hangs("in the extraction")
         self._bootable = True
         self.image, self.boot_config = image, boot_config
@@ -400,7 +400,9 @@ class FakeBoard:
         variation = (rng or self._fate).uniform(-behaviour.jitter, behaviour.jitter)
         await asyncio.sleep(seconds * (1 + variation) / behaviour.speed)
 
-    def _fails(self, probability: float) -> bool:
+    def _fails(self, what: str) -> bool:
+        """Whether it does, this time: ``what`` is a field of :class:`Behaviour`."""
+        probability: float = getattr(self.behaviour, what)
         return self._fate.random() < probability
 
     def _note(self, what: str, detail: str = "") -> None:

@@ -1,12 +1,12 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""What goes wrong, by probability, from a generator of its own. Everything injected is counted."""
+"""What goes wrong: by probability, from a generator of its own, and by script. Everything injected is counted."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from mozpool.errors import BadInput
@@ -66,6 +66,65 @@ class Rates:
         return replace(cls(), **{field.name: 0.0 for field in fields(cls)})
 
 
+BOARD_FAILURES = ("boot_failure", "reboot_failure", "download_failure", "extraction_failure", "self_test_failure")
+"""What boards do wrong, as :class:`mozpool.fakes.board.Behaviour` names it."""
+
+DEEDS = ("forced_state", "offline", "removed", "clock_jump")
+"""What people do, and the inventory, and the machines' clocks."""
+
+FORCED_STATES = (
+    "ready",
+    "start_self_test",
+    "start_maintenance",
+    "start_pxe_boot",
+    "pc_power_cycling",
+    "locked_out",
+    "troubleshooting",
+    "failed_self_test",
+    "failed_sut_verifying",
+    "unknown",
+)
+"""What people force devices into."""
+
+KINDS = (*(field.name for field in fields(Rates)), *BOARD_FAILURES, *DEEDS)
+"""All kinds of faults."""
+
+WITH_SECONDS = (
+    *("crash", "slow_step", "call_repeated", "call_late", "freeze", "outage"),
+    *("relay_slow", "agent_slow", "relay_hangs", "clock_jump"),
+)
+"""Kinds that last for some time, or happen that much later."""
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A fault that is made to happen, once."""
+
+    kind: str
+    """One of :data:`KINDS`."""
+    at: float = 0.0
+    """Simulated seconds since the start: it happens when there is the first opportunity from then on."""
+    where: str = ""
+    """Part of the place's name as the log has it (a server, step, relay board, device or call); "": anywhere."""
+    seconds: float | None = None
+    """How long it lasts, within what is usual for its kind; None: as chance has it."""
+    state: str | None = None
+    """The state that a device is forced into; None: as chance has it."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise BadInput.value("kind", self.kind, f"one of {', '.join(KINDS)}")
+        if self.seconds is not None and self.kind not in WITH_SECONDS:
+            raise BadInput.value(
+                "seconds", self.seconds, f"expected for {self.kind}, but for {', '.join(WITH_SECONDS)}"
+            )
+        if self.state is not None and self.kind != "forced_state":
+            raise BadInput.value("state", self.state, f"expected for {self.kind}, but for forced_state")
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.where or 'anywhere'}) at {self.at:g} s"
+
+
 @dataclass(frozen=True)
 class Fault:
     """Something that was made to go wrong."""
@@ -86,8 +145,19 @@ class Faults:
     The first ``limit`` faults happen and none after them: what comes before the fault that is left out stays as it was.
     """
 
-    def __init__(self, rates: Rates, seed: str, now: Callable[[], float], *, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        rates: Rates,
+        seed: str,
+        now: Callable[[], float],
+        *,
+        script: Sequence[Scripted] = (),
+        limit: int | None = None,
+    ) -> None:
         self.rates = rates
+        self._script = sorted(script, key=lambda scripted: scripted.at)
+        self._kinds = frozenset(scripted.kind for scripted in script)
+        self._seconds: float | None = None
         self.happened: list[Fault] = []
         self.on_fault: Callable[[Fault], None] = lambda fault: None
         self._now = now
@@ -97,10 +167,37 @@ class Faults:
 
     def happens(self, kind: str, where: str) -> bool:
         """Whether a fault of this kind happens now."""
+        self._seconds = None
+        if self.is_due(kind, where):
+            return True
         rate = getattr(self.rates, kind)
         if self._over or rate <= 0 or self._rng.random() >= rate:
             return False
         return self.note(kind, where)
+
+    def is_due(self, kind: str, where: str) -> bool:
+        """Whether a fault of this kind happens now because the script has it so."""
+        if kind not in self._kinds or self._over:
+            return False
+        for scripted in self._script:
+            if scripted.at > self._now():
+                break
+            if scripted.kind == kind and scripted.where in where:
+                self._script.remove(scripted)
+                self._seconds = scripted.seconds
+                return self.note(kind, where)
+        return False
+
+    def do(self, what: Scripted, where: str) -> bool:
+        """Somebody is about to do something wrong, by chance or by script; answer whether they may."""
+        if what in self._script:
+            self._script.remove(what)
+        return self.note(what.kind, where)
+
+    @property
+    def script_left(self) -> tuple[Scripted, ...]:
+        """What the script has and what has not happened: there was no opportunity."""
+        return tuple(self._script)
 
     def note(self, kind: str, where: str) -> bool:
         """Something is about to go wrong; answer whether it may."""
@@ -112,8 +209,11 @@ class Faults:
         return True
 
     def uniform(self, low: float, high: float) -> float:
-        """How much, how long: a number for a fault."""
-        return self._rng.uniform(low, high)
+        """How much, how long: a number for the fault that happens."""
+        if self._seconds is None:
+            return self._rng.uniform(low, high)
+        seconds, self._seconds = self._seconds, None
+        return min(max(seconds, low), high)
 
     def end(self) -> None:
         """From now on nothing goes wrong any more."""

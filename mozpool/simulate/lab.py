@@ -76,8 +76,9 @@ class SimulatedBoard(FakeBoard):
 
     faults: Faults
 
-    def _fails(self, probability: float) -> bool:
-        return super()._fails(probability) and self.faults.note("board", self.name)
+    def _fails(self, what: str) -> bool:
+        by_chance = super()._fails(what)
+        return self.faults.is_due(what, self.name) or (by_chance and self.faults.note(what, self.name))
 
 
 class Lab:

@@ -18,6 +18,7 @@ from mozpool.db.requests import Request
 from mozpool.errors import DatabaseAway, MozpoolError
 from mozpool.pool.criteria import ANY
 from mozpool.pool.service import NewRequest
+from mozpool.simulate.faults import FORCED_STATES, Scripted
 from mozpool.simulate.scenario import Load
 from mozpool.simulate.servers import Unreachable
 
@@ -33,21 +34,9 @@ BURST_EVERY = 900.0
 ASK_AGAIN = 5.0
 """Seconds until a client tries again what did not work."""
 
-FORCED_STATES = (
-    "ready",
-    "start_self_test",
-    "start_maintenance",
-    "start_pxe_boot",
-    "pc_power_cycling",
-    "locked_out",
-    "troubleshooting",
-    "failed_self_test",
-    "failed_sut_verifying",
-    "unknown",
-)
 
-
-Deed = Callable[[random.Random], None]
+Deed = Callable[[random.Random, Any], None]
+"""What somebody does; the second argument says what exactly, and where, if it is a fault."""
 
 
 class Client:
@@ -199,18 +188,22 @@ class Meddler:
 
     def start(self) -> None:
         """Begin."""
-        people = self._world.scenario.people
-        for per_hour, deed, name in (
-            (people.forced_states, self._force, "forces"),
-            (people.offline, self._offline, "takes offline"),
-            (people.removed, self._remove, "removes"),
-            (people.mends, self.mend, "mends"),
-            (people.clock_jumps, self._jump, "clocks"),
+        people, scheduler = self._world.scenario.people, self._world.scheduler
+        for per_hour, deed, kind, name in (
+            (people.forced_states, self._force, "forced_state", "forces"),
+            (people.offline, self._offline, "offline", "takes offline"),
+            (people.removed, self._remove, "removed", "removes"),
+            (people.mends, self._mend, None, "mends"),
+            (people.clock_jumps, self._jump, "clock_jump", "clocks"),
         ):
             if per_hour > 0:
-                self._world.scheduler.spawn(self._often(per_hour, deed, name), f"people/{name}", "people")
+                what = None if kind is None else Scripted(kind)
+                scheduler.spawn(self._often(per_hour, deed, what, name), f"people/{name}", "people")
+            for number, scripted in enumerate(self._world.scenario.script):
+                if scripted.kind == kind:
+                    scheduler.spawn(self._once(scripted, deed, number), f"people/{name} by script", "people")
 
-    def _often(self, per_hour: float, deed: Deed, name: str) -> Callable[[], None]:
+    def _often(self, per_hour: float, deed: Deed, what: Scripted | None, name: str) -> Callable[[], None]:
         rng = random.Random(f"{self._world.seed}:people:{name}")
 
         def work() -> None:
@@ -218,15 +211,28 @@ class Meddler:
                 self._world.scheduler.sleep(rng.expovariate(per_hour / 3600.0))
                 if self._world.closing:
                     return
-                deed(rng)
+                deed(rng, what)
 
         return work
 
-    def _device(self, rng: random.Random) -> tuple[int, str, str] | None:
+    def _once(self, scripted: Scripted, deed: Deed, number: int) -> Callable[[], None]:
+        rng = random.Random(f"{self._world.seed}:people:script:{number}")
+
+        def work() -> None:
+            self._world.scheduler.sleep(scripted.at)
+            deed(rng, scripted)
+
+        return work
+
+    def _device(self, rng: random.Random, what: Scripted) -> tuple[int, str, str] | None:
+        """A device to do it to: id, name, server; None when there is none, or nothing is to go wrong any more."""
         devices = self._world.watcher.devices
-        if not devices:
+        fitting = sorted(id_ for id_, device in devices.items() if what.where in device.name)
+        if not fitting:
             return None
-        device = devices[rng.choice(sorted(devices))]
+        device = devices[rng.choice(fitting)]
+        if not self._world.faults.do(what, device.name):
+            return None
         server = self._world.server_named(device.server_id)
         return device.id, device.name, server
 
@@ -240,22 +246,23 @@ class Meddler:
             # A call that was given up may still be on its way for a while.
             self._world.watcher.disturbed[name] = self._world.scheduler.time + 120.0
 
-    def _force(self, rng: random.Random) -> None:
-        found = self._device(rng)
-        if found is None or not self._world.faults.note("forced state", found[1]):
+    def _force(self, rng: random.Random, what: Scripted) -> None:
+        if (found := self._device(rng, what)) is None:
             return
         id_, name, server = found
-        state = rng.choice(FORCED_STATES)
+        state = what.state or rng.choice(FORCED_STATES)
         self._call(server, f"force {state}", name, lambda daemon: daemon.devices.force(id_, state))
 
-    def _offline(self, rng: random.Random) -> None:
-        found = self._device(rng)
-        if found is None or not self._world.faults.note("offline", found[1]):
+    def _offline(self, rng: random.Random, what: Scripted) -> None:
+        if (found := self._device(rng, what)) is None:
             return
         id_, name, server = found
         self._call(server, "offline", name, lambda daemon: daemon.lifeguard.set_status(id_, "offline"))
 
-    def mend(self, rng: random.Random, *, all_of_them: bool = False) -> None:
+    def _mend(self, rng: random.Random, what: None) -> None:
+        self.mend()
+
+    def mend(self, *, all_of_them: bool = False) -> None:
         """Start the self-tests of all that are broken, or that are not ready at all."""
         broken = ("failed_", "locked_out", "troubleshooting", "maintenance_mode", "unknown")
         for device in list(self._world.watcher.devices.values()):
@@ -269,11 +276,10 @@ class Meddler:
     def _start_self_test(device_id: int) -> Callable[[Daemon], object]:
         return lambda daemon: daemon.devices.force(device_id, "start_self_test")
 
-    def _remove(self, rng: random.Random) -> None:
+    def _remove(self, rng: random.Random, what: Scripted) -> None:
         """The inventory loses a device: one that is lent stays, and one that goes comes back minutes later."""
         world = self._world
-        found = self._device(rng)
-        if found is None or not world.faults.note("removed", found[1]):
+        if (found := self._device(rng, what)) is None:
             return
         id_, name, _ = found
         try:
@@ -321,11 +327,16 @@ class Meddler:
             labels = [dict(label) for label in connection.execute(labels_of).mappings()]
         return None if row is None else dict(row), labels
 
-    def _jump(self, rng: random.Random) -> None:
+    def _jump(self, rng: random.Random, what: Scripted) -> None:
         world = self._world
-        server = world.servers[rng.choice(world.server_names)]
+        names = [name for name in world.server_names if what.where in name]
+        if not names:
+            return
+        server = world.servers[rng.choice(names)]
         seconds = rng.choice((-300.0, -20.0, -2.0, 2.0, 20.0, 300.0)) * rng.random()
-        if world.faults.note("clock jumps", f"{server.name}, {seconds:.1f} s"):
+        if what.seconds is not None:
+            seconds = what.seconds
+        if world.faults.do(what, f"{server.name}, {seconds:.1f} s"):
             server.clock.jump(seconds)
             world.watcher.clocks_jumped_until = world.scheduler.time + 10.0
             world.disturb()

@@ -16,7 +16,7 @@ from typing import Any
 from mozpool.errors import BadInput, MozpoolError
 from mozpool.fakes.board import Behaviour
 from mozpool.pool.criteria import ANY
-from mozpool.simulate.faults import Rates
+from mozpool.simulate.faults import FORCED_STATES, KINDS, Rates, Scripted
 from mozpool.simulate.scenario import IMAGES, Kind, Load, People, Scenario
 
 MOST_DEVICES = 5000
@@ -90,6 +90,7 @@ PLAN = {
     "requests": TABLES,
     "people": TABLE,
     "rates": Value('"rough", or a table', lambda value: value == "rough" or isinstance(value, dict)),
+    "faults": TABLES,
 }
 
 DEVICES = {
@@ -129,6 +130,15 @@ BEHAVIOUR = {
 PEOPLE = {field.name: number("times an hour") for field in fields(People)}
 
 RATES = {field.name: number("a probability", 0.0, 1.0) for field in fields(Rates)}
+
+
+FAULTS = {
+    "kind": Value(f"one of {', '.join(KINDS)}", lambda value: value in KINDS),
+    "at": SECONDS,
+    "where": Value("a text", lambda value: isinstance(value, str)),
+    "seconds": number("seconds", -300.0),
+    "state": Value(f"one of {', '.join(FORCED_STATES)}", lambda value: value in FORCED_STATES),
+}
 
 
 def read(path: Path) -> Plan:
@@ -190,8 +200,17 @@ def _scenario(content: Mapping[str, Any]) -> Scenario:
         loads=loads,
         people=People(**people),
         rates=Rates() if rates == "rough" else replace(Rates.none(), **rates),
+        script=tuple(_scripted(values, f"[[faults]] {n}: ") for n, values in enumerate(content.get("faults", ()), 1)),
         **plain,
     )
+
+
+def _scripted(values: Mapping[str, Any], place: str) -> Scripted:
+    _check(values, FAULTS, place, ("kind", "at"))
+    try:
+        return Scripted(**values)
+    except BadInput as error:
+        raise BadInput(f"{place}{error.message}") from error
 
 
 def _kind(values: Mapping[str, Any], place: str) -> Kind:

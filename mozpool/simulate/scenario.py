@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mozpool.fakes.board import Behaviour
-from mozpool.simulate.faults import Rates
+from mozpool.simulate.faults import Rates, Scripted
 
 IMAGES = ("b2g", "android")
 """Images that clients ask for; boards know how to install them."""
@@ -80,6 +80,8 @@ class Scenario:
     loads: tuple[Load, ...] = (Load(),)
     people: People = field(default_factory=People)
     rates: Rates = field(default_factory=Rates)
+    script: tuple[Scripted, ...] = ()
+    """Faults that are made to happen, besides those that happen by chance."""
     hours: float = 1.0
     interleave: float = 0.2
     """How often another thread goes on between two steps of a transition."""

@@ -15,6 +15,7 @@ from typing import Any
 from mozpool.clock import Clock
 from mozpool.lifeguard.devicemachine import CATEGORIES, category
 from mozpool.simulate.database import quick_connection
+from mozpool.simulate.faults import BOARD_FAILURES, Scripted
 from mozpool.simulate.invariants import END_STATES, Request
 from mozpool.simulate.scenario import Scenario
 from mozpool.simulate.world import World
@@ -106,6 +107,8 @@ class Run:
     board_failures: Counter[str]
     faults: Counter[str]
     """What else was made to go wrong."""
+    missed: tuple[Scripted, ...] = ()
+    """What was to go wrong by script, and for which there was no opportunity."""
 
     def groups(self) -> list[Group]:
         """The requests by kind, and last all of them, if there are several kinds."""
@@ -165,7 +168,8 @@ def measure(scenario: Scenario, seed: int, tell: Callable[[float], None] = lambd
         waiting=collector.waiting,
         devices=collector.devices,
         board_failures=collector.board_failures,
-        faults=Counter(fault.kind for fault in result.faults if fault.time <= end and fault.kind != "board"),
+        faults=Counter(fault.kind for fault in result.faults if fault.time <= end and fault.kind not in BOARD_FAILURES),
+        missed=result.missed,
     )
 
 
@@ -334,6 +338,9 @@ def report(run: Run, name: str) -> Iterator[str]:
             yield from table((title, "COUNT", "PER HOUR"), rows)
         else:
             yield none
+    if run.missed:
+        yield ""
+        yield from table(("NO OPPORTUNITY FOR",), [(scripted,) for scripted in run.missed])
 
 
 COMPARED: Mapping[str, tuple[Callable[[Run], float | None], int]] = {
@@ -389,6 +396,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "utilisation": run.utilisation,
         "board_failures": dict(run.board_failures),
         "faults": dict(run.faults),
+        "faults_without_opportunity": [str(scripted) for scripted in run.missed],
     }
 
 

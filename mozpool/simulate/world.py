@@ -35,7 +35,7 @@ from mozpool.fakes.board import BoardSpec
 from mozpool.lifeguard.devicemachine import device_machine
 from mozpool.pool.requestmachine import request_machine
 from mozpool.simulate.database import SimulatedDatabase
-from mozpool.simulate.faults import Fault, Faults
+from mozpool.simulate.faults import Fault, Faults, Scripted
 from mozpool.simulate.invariants import Request, Violation, Watcher, triggers
 from mozpool.simulate.lab import Lab
 from mozpool.simulate.load import Client, Meddler
@@ -74,6 +74,8 @@ class Result:
     faults: list[Fault]
     digest: str
     """Of the whole log: equal for equal runs."""
+    missed: tuple[Scripted, ...]
+    """What the script has and for which there was no opportunity."""
     requests: dict[str, int]
     """Final state → how many requests ended in it."""
     violation: str | None = None
@@ -100,7 +102,7 @@ class World:
         self.seed = seed
         self.closing = False
         self.scheduler = Scheduler(random.Random(f"{seed}:order"))
-        self.faults = Faults(scenario.rates, seed, lambda: self.scheduler.time, limit=limit)
+        self.faults = Faults(scenario.rates, seed, lambda: self.scheduler.time, script=scenario.script, limit=limit)
         self.faults.on_fault = self._happened
         self.log: deque[str] = deque(maxlen=REMEMBERED_LINES)
         self.server_names = [f"server-{number + 1}" for number in range(scenario.servers)]
@@ -173,6 +175,7 @@ class World:
             simulated=self.scheduler.time,
             steps=self.scheduler.steps,
             faults=self.faults.happened,
+            missed=self.faults.script_left,
             digest=self._digest.hexdigest(),
             requests=self.states,
             violation=violation,
@@ -352,7 +355,7 @@ class World:
             self.scheduler.run_until(self.scheduler.time + 60.0)
 
     def _mend(self, *, everything: bool) -> Callable[[], None]:
-        return lambda: self.meddler.mend(self._rng, all_of_them=everything)
+        return lambda: self.meddler.mend(all_of_them=everything)
 
     def _restless(self) -> list[str]:
         return [

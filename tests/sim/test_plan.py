@@ -22,7 +22,7 @@ from mozpool.fakes.board import Behaviour
 from mozpool.pool import requestmachine
 from mozpool.simulate import plan as plans
 from mozpool.simulate.__main__ import Progress, main
-from mozpool.simulate.faults import Rates
+from mozpool.simulate.faults import Rates, Scripted
 from mozpool.simulate.scenario import Kind, Load, People, Scenario
 from mozpool.simulate.statistics import Asked, Group, comparison, measure, report
 from mozpool.simulate.world import World
@@ -48,6 +48,26 @@ per_hour = 20
 hold = 100
 wait = 0
 image = "android"
+"""
+
+
+FAULTS = """
+[[faults]]
+kind = "relay_hangs"
+at = 600.0
+where = "relay-panda-0"
+seconds = 300.0
+
+[[faults]]
+kind = "forced_state"
+at = 700.0
+where = "panda-0002"
+state = "locked_out"
+
+[[faults]]
+kind = "crash"
+at = 800.0
+where = "server-9"
 """
 
 
@@ -81,7 +101,7 @@ def example() -> str:
 
 def test_the_example_explains_every_key_and_its_defaults_are_true():
     text = re.sub("^# rates = .*\n", "", example(), flags=re.M)
-    uncommented = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.M)
+    uncommented = re.sub(r"^# (\w+ = |\[\[faults)", r"\1", text, flags=re.M)
     content = tomllib.loads(uncommented)
     panda, tests = content["devices"][0], content["requests"][0]
     tests["hardware_type"] = content["requests"][1]["hardware_type"]
@@ -92,13 +112,14 @@ def test_the_example_explains_every_key_and_its_defaults_are_true():
         (tests, plans.REQUESTS),
         (content["people"], plans.PEOPLE),
         (content["rates"], plans.RATES),
+        (content["faults"][0], plans.FAULTS),
     ):
         assert values.keys() == known.keys()
         for key in known:
-            explained = rf"^(# )?{key} = .*# \w|^#.*\w.*\n\[+(\w+\.)?{key}\]"
+            explained = rf"^(# )?{key} = .*# \w|^#.*\w.*\n(# )?\[+(\w+\.)?{key}\]"
             assert re.search(explained, text, re.M), f"{key} has no comment"
 
-    silent = set(re.findall(r"^# (\w+) = ", text, re.M))
+    silent = set(re.findall(r"^# (\w+) = ", text, re.M)) - plans.FAULTS.keys()
     defaults = asdict(Kind()) | asdict(Load(named=0.0)) | asdict(Behaviour()) | asdict(People()) | asdict(Rates.none())
     written = panda | tests | panda["behaviour"] | content["people"] | content["rates"]
     assert len(silent) > 30
@@ -136,6 +157,41 @@ def test_faults_are_all_or_some(small):
     assert plans.read(small).scenario.rates == Rates()
     small.write_text(SMALL + "[rates]\ncrash = 0.5\n")
     assert plans.read(small).scenario.rates == Rates(**asdict(Rates.none()) | {"crash": 0.5})
+
+
+def test_a_plan_may_have_faults_at_given_times(small):
+    small.write_text(SMALL + FAULTS)
+    plan = plans.read(small)
+    assert plan.scenario.script == (
+        Scripted("relay_hangs", 600.0, "relay-panda-0", seconds=300.0),
+        Scripted("forced_state", 700.0, "panda-0002", state="locked_out"),
+        Scripted("crash", 800.0, "server-9"),
+    )
+    result = run(small)
+    assert result.exit_code == 0, result.output
+    assert numbers(result.output, "OTHER FAULTS")[0][0] in ("relay hangs", "forced state")
+    assert result.output.endswith("\nNO OPPORTUNITY FOR\ncrash (server-9) at 800 s\n")
+    (shown,) = json.loads(run(small, "--json").output)["runs"]
+    assert shown["faults"] == {"relay_hangs": 1, "forced_state": 1}
+    assert shown["faults_without_opportunity"] == ["crash (server-9) at 800 s"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("kind = 'crash'", "[[faults]] 1: at is missing: it must be seconds, at least 0"),
+        ("kind = 'fire'\nat = 1", "[[faults]] 1: kind: 'fire' is not one of crash, "),
+        ("kind = 'crash'\nat = -1", "[[faults]] 1: at: -1 is not seconds, at least 0"),
+        ("kind = 'deadlock'\nat = 1\nseconds = 2", "[[faults]] 1: seconds: 2 is not expected for deadlock, but for "),
+        ("kind = 'crash'\nat = 1\nstate = 'new'", "[[faults]] 1: state: 'new' is not one of ready, "),
+        ("kind = 'crash'\nat = 1\nstate = 'ready'", "[[faults]] 1: state: 'ready' is not expected for crash, but for "),
+    ],
+)
+def test_a_fault_that_cannot_happen_is_named(small, wrong, message):
+    small.write_text(f"{SMALL}[[faults]]\n{wrong}\n")
+    result = run(small)
+    assert result.exit_code == 2
+    assert result.output.startswith(f"mozpool.simulate: {small}: {message}"), result.output
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,13 @@ from dataclasses import replace
 import pytest
 
 from mozpool.simulate.explore import explain, first_failure, run, run_all, shrink
+from mozpool.simulate.faults import BOARD_FAILURES
 from mozpool.simulate.scenario import rough
 from mozpool.simulate.world import Result
 from tests.mariadb import MariaDB
 from tests.sim.mutations import MUTATIONS
+
+pytestmark = pytest.mark.no_cover
 
 SEEDS = 200
 LONG_SEEDS = 400
@@ -52,7 +55,7 @@ def test_everything_holds_in_rough_hours() -> None:
     assert not failed, [f"seed {result.seed}: {result.violation}" for result in failed]
     # What never happens is not tested.
     assert {"closed", "failed_device_not_found", "failed_bad_device"} <= set(ends)
-    assert {"crash", "freeze", "outage", "deadlock", "lost_after_commit", "call_repeated", "clock jumps"} <= set(kinds)
+    assert {"crash", "freeze", "outage", "deadlock", "lost_after_commit", "call_repeated", "clock_jump"} <= set(kinds)
 
 
 def test_equal_seeds_give_equal_runs() -> None:
@@ -116,4 +119,4 @@ def test_nothing_goes_wrong_where_nothing_is_made_to() -> None:
     quiet = replace(rough(hours=0.3), rates=type(rough().rates).none(), people=type(rough().people)(mends=0.0))
     result = run(quiet, str(random.Random(1).random()))
     assert result.violation is None
-    assert not [fault for fault in result.faults if fault.kind != "board"]
+    assert not [fault for fault in result.faults if fault.kind not in BOARD_FAILURES]

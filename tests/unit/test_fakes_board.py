@@ -371,7 +371,8 @@ def test_failures_come_as_often_as_told():
     with rack_of(spec(), seed=7) as rack:
         board = rack.boards["board-1"]
         for probability in (0.05, 0.2):
-            failures = sum(board._fails(probability) for _ in range(4000))
+            board.behaviour = replace(board.behaviour, boot_failure=probability)
+            failures = sum(board._fails("boot_failure") for _ in range(4000))
             assert abs(failures / 4000 - probability) < 0.03
 
 
