@@ -510,6 +510,11 @@ class Settings:
     lines: Mapping[tuple[str, str], int] = field(default_factory=dict, repr=False, compare=False)
     """Where each (section, key) of ``source`` stands."""
 
+    @property
+    def boards_url(self) -> str:
+        """Where boards reach this daemon, without a slash at the end."""
+        return self.netboot.url.rstrip("/") or f"http://{self.server.ipaddress}:{self.server.port}"
+
 
 def _sections() -> dict[str, type | Setting]:
     """The sections by name: a dataclass, or the kind that all values of a section with free names have."""

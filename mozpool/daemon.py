@@ -121,7 +121,8 @@ class Daemon:
             clock=self.clock,
             tftp_root=None if tftp_root is None else str(tftp_root),
             speed=speed,
-            fping=settings.bmm.fping,
+            settings=settings.bmm,
+            commands=settings.commands,
         )
         registry = Registry(context, bmm_defaults, backends)
         _check_backends(settings, registry, bmm_defaults)
@@ -136,7 +137,7 @@ class Daemon:
         self.hardware = Lanes("hardware", settings.lifeguard.workers, self.clock, precedence=self.precedence)
         self.calls = Lanes("calls", max(8, settings.lifeguard.workers // 4), self.clock, precedence=self.precedence)
 
-        self.bmm = BMM(registry, self.database, self.clock, settings.server.ipaddress)
+        self.bmm = BMM(registry, self.database, self.clock, settings.server.ipaddress, settings.boards_url)
         links = Links(settings.server.fqdn, self.database, post)
         common = {
             "clock": self.clock,

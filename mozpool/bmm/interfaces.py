@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mozpool import config
 from mozpool.clock import Clock, Deadline
 
 
@@ -45,8 +46,10 @@ class BackendContext:
     """Directory that the TFTP server serves; None where this server offers no network boot."""
     speed: float = 1.0
     """Divides the pauses that a protocol asks for; 1 outside of tests with fakes."""
-    fping: str = "fping"
-    """Name or path of the program fping."""
+    settings: config.BMM = field(default_factory=config.BMM)
+    """``[bmm]`` of the configuration."""
+    commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """``[commands]`` of the configuration: name → program and arguments."""
 
 
 class Power(ABC):

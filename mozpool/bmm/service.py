@@ -52,12 +52,13 @@ def _backend(device: Device, interface: str) -> str | None:
 class BMM:
     """All that can be done to hardware. Methods may be called from any thread; they raise HardwareError."""
 
-    def __init__(self, registry: Registry, database: Database, clock: Clock, ip_address: str) -> None:
-        """``ip_address`` is what ``%IPADDRESS%`` in PXE configs stands for: this imaging server's address."""
+    def __init__(self, registry: Registry, database: Database, clock: Clock, ip_address: str, url: str) -> None:
+        """``ip_address`` and ``url`` are what ``%IPADDRESS%`` and ``%URL%`` in PXE configs stand for."""
         self.registry = registry
         self._database = database
         self._clock = clock
         self._ip_address = ip_address
+        self._url = url
         self._lane_backends: dict[str, str | None] = {}
         self._written: dict[int, str] = {}
         self._boot_locks: dict[int, Lock] = {}
@@ -117,7 +118,7 @@ class BMM:
             config = images.pxe_config(conn, name)
         if config is None:
             raise HardwareError(device.name, "network boot", f"PXE config {name} does not exist any more")
-        return render(config.contents, ip_address=self._ip_address)
+        return render(config.contents, ip_address=self._ip_address, url=self._url, device=device.name)
 
     # Probe and agent
 

@@ -13,6 +13,7 @@ import pytest
 
 from mozpool.bmm.backends.fping import FpingProbe
 from mozpool.bmm.interfaces import Target
+from mozpool.config import BMM
 from mozpool.errors import HardwareError
 
 real = pytest.mark.skipif(shutil.which("fping") is None, reason="fping is not installed (Debian package fping)")
@@ -112,10 +113,10 @@ def test_the_program_is_the_configured_one(context, seconds, tmp_path, stand_in)
     arguments = stand_in("exit 0")
     (tmp_path / "fping").rename(tmp_path / "fping6")
     for program in ("fping6", str(tmp_path / "fping6")):
-        assert FpingProbe(replace(context, fping=program)).ping(device("127.0.0.1"), seconds(5)) is True
+        assert FpingProbe(replace(context, settings=BMM(fping=program))).ping(device("127.0.0.1"), seconds(5)) is True
         assert arguments.read_text().splitlines()[-1] == "127.0.0.1"
         arguments.unlink()
-    nowhere = FpingProbe(replace(context, fping="/nowhere/fping"))
+    nowhere = FpingProbe(replace(context, settings=BMM(fping="/nowhere/fping")))
     with pytest.raises(HardwareError, match=r"the program /nowhere/fping cannot be run \(Debian package fping\)"):
         nowhere.ping(device("127.0.0.1"), seconds(1))
 

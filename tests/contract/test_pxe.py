@@ -180,5 +180,6 @@ def test_without_tftp_root_nothing_can_be_set_and_there_is_nothing_to_clear():
 
 
 def test_render_fills_in_the_servers_address_and_leaves_other_names_alone():
-    text = "url=http://%IPADDRESS%/x.sh syslog=%IPADDRESS% %OTHER% 100% %ipaddress%"
-    assert render(text, ip_address="10.0.0.1") == "url=http://10.0.0.1/x.sh syslog=10.0.0.1 %OTHER% 100% %ipaddress%"
+    text = "url=%URL%/x.sh syslog=%IPADDRESS% name=%DEVICE% %OTHER% 100% %ipaddress%"
+    rendered = render(text, ip_address="10.0.0.1", url="http://10.0.0.1:8080", device="%URL%")
+    assert rendered == "url=http://10.0.0.1:8080/x.sh syslog=10.0.0.1 name=%URL% %OTHER% 100% %ipaddress%"

@@ -457,7 +457,7 @@ class DeviceRules(RuleBasedStateMachine):
             quick=self.server.quick,
             logbook=self.logbook,
         )
-        bmm = BMM(self.registry, self.database, self.clock, "10.0.0.1")
+        bmm = BMM(self.registry, self.database, self.clock, "10.0.0.1", "http://10.0.0.1")
         self.effects = Effects(self.driver, DeviceOperations(bmm, self.told, self.clock), self.boards)
         self.witness = Witness(self.saw)
         self.driver.observers.append(self.witness)

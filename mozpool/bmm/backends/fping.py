@@ -27,9 +27,10 @@ class FpingProbe(Probe):
     """One ICMP echo request a ping."""
 
     def __init__(self, context: BackendContext) -> None:
-        self._program = shutil.which(context.fping)
-        where = "cannot be run" if "/" in context.fping else "is not on PATH"
-        self._missing = f"the program {context.fping} {where} (Debian package fping)"
+        program = context.settings.fping
+        self._program = shutil.which(program)
+        where = "cannot be run" if "/" in program else "is not on PATH"
+        self._missing = f"the program {program} {where} (Debian package fping)"
 
     def ping(self, device: Target, deadline: Deadline) -> bool:
         """Whether the device answers within half a second. Raises HardwareError when it can't be asked."""

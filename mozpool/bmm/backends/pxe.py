@@ -23,12 +23,14 @@ DIRECTORY = "pxelinux.cfg"
 _MAC = re.compile(r"[0-9a-f]{12}")
 
 
-def render(config_text: str, *, ip_address: str) -> str:
-    """The text of a PXE configuration with ``%IPADDRESS%`` replaced by the imaging server's address.
+def render(config_text: str, *, ip_address: str, url: str, device: str) -> str:
+    """The text of a PXE configuration for a device.
 
-    Anything else in percent signs is left as it is.
+    ``%IPADDRESS%`` becomes the imaging server's address, ``%URL%`` where boards reach its daemon (without a slash at
+    the end), and ``%DEVICE%`` the device's name. Anything else in percent signs is left as it is.
     """
-    return config_text.replace("%IPADDRESS%", ip_address)
+    values = {"%IPADDRESS%": ip_address, "%URL%": url, "%DEVICE%": device}
+    return re.sub("|".join(values), lambda name: values[name[0]], config_text)
 
 
 def file_name(mac_address: str) -> str:
