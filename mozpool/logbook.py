@@ -28,7 +28,7 @@ log = logging.getLogger("mozpool.logbook")
 Kind = Literal["device", "request"]
 _TABLES = {"device": device_logs, "request": request_logs}
 
-FLUSH_INTERVAL = 0.25
+FLUSH_INTERVAL = 1.0
 """Seconds between two batches."""
 BATCH = 500
 LIMIT = 50_000

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from types import MappingProxyType
 from typing import cast
 
@@ -57,7 +57,8 @@ class Registry:
         """
         self._context = context
         self._defaults = {**DEFAULTS, **defaults}
-        self._known = {interface: _find(interface) for interface in BUILT_IN}
+        installed = entry_points()
+        self._known = {interface: _find(interface, installed.select(group=_group(interface))) for interface in BUILT_IN}
         self._built: dict[tuple[str, str], object] = dict(built)
         self._lock = threading.Lock()
 
@@ -106,11 +107,15 @@ class Registry:
         return backend
 
 
-def _find(interface: str) -> dict[str, EntryPoint]:
+def _group(interface: str) -> str:
+    return f"mozpool.{interface}"
+
+
+def _find(interface: str, installed: EntryPoints) -> dict[str, EntryPoint]:
     """All entry points of an interface by name. The product's own names can't be taken by another package."""
-    group = f"mozpool.{interface}"
+    group = _group(interface)
     found = {name: EntryPoint(name, value, group) for name, value in BUILT_IN[interface].items()}
-    for entry in entry_points(group=group):
+    for entry in installed:
         if found.setdefault(entry.name, entry).value != entry.value:
             kept = found[entry.name].value
             log.warning("the %s backend %r of %s is hidden by %s", interface, entry.name, entry.value, kept)

@@ -33,8 +33,18 @@ CONNECT_WITHIN = 0.5
 CONNECTIONS = 200
 """More than actors that are in a transaction at a time: nobody may wait for a connection in real time."""
 
-_COMPILED: dict[Any, Any] = {}
-"""Statements that were compiled, by whichever server in whichever run."""
+
+class _Compiled(dict[Any, Any]):
+    """Statements that were compiled, by whichever server in whichever run: their dialects are objects of their own."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get((key[0].name, *key[1:]), default)
+
+    def __setitem__(self, key: Any, compiled: Any) -> None:
+        super().__setitem__((key[0].name, *key[1:]), compiled)
+
+
+_COMPILED = _Compiled()
 
 WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
 
