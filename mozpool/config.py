@@ -453,10 +453,13 @@ class Registration:
     accept: tuple[IPv4Network | IPv6Network, ...] = setting(
         NETWORKS,
         (),
-        "Unknown devices with an address in these networks become devices in state new; others are refused.",
+        "Networks that are trusted: unknown devices that call from there become devices in state new, known ones may "
+        "bring a new address. Others are refused, but for known devices that call from the address known for them.",
     )
     environment: str = setting(
-        matching("1 to 32 characters", r".{1,32}"), "none", "The environment that such new devices are put into."
+        matching("1 to 32 characters, other than any", r"(?!any$).{1,32}"),
+        "none",
+        "The environment that such new devices are put into.",
     )
 
 

@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from mozpool import config
 from mozpool.clock import Clock, Deadline
 
+NO_MAC = "000000000000"
+"""The MAC address of a device whose MAC address nobody knows: it cannot boot from the network."""
+
 
 @dataclass(frozen=True)
 class Target:

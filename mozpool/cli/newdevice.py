@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from mozpool.apikit import Labels
 from mozpool.bmm.backends.proxr import RelayInfo
 from mozpool.bmm.interfaces import BackendContext
+from mozpool.bmm.registration import device_name
 from mozpool.bmm.registry import BUILT_IN, Registry
 from mozpool.clock import Clock
 from mozpool.config import Settings
@@ -30,7 +31,6 @@ INTERFACES = tuple(BUILT_IN)
 """What a device may name a backend for."""
 
 _MAC = re.compile(r"[0-9a-f]{12}|[0-9a-f]{2}(?:([:-])[0-9a-f]{2})(?:\1[0-9a-f]{2}){4}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
@@ -52,8 +52,10 @@ class NewDevice:
 
 def add(conn: Connection, new: NewDevice, settings: Settings, rng: random.Random) -> str:
     """Add the device, in state new, and answer which imaging server's it is. Raises BadInput."""
-    hardware = _hardware(conn, new)
-    backends = _backends(new.backends or {})
+    if new.hardware_type is None and new.hardware_model is not None:
+        raise BadInput.value("--model", new.hardware_model, "of any use without --type")
+    hardware = None if new.hardware_type is None else hardware_type(conn, new.hardware_type, new.hardware_model)
+    backends = backend_names(new.backends or {})
     power = backends.get("power") or (hardware.backends.get("power") if hardware else None) or settings.bmm.power
     if new.relay_info is not None and power == "proxr":
         RelayInfo.parse(new.relay_info, "--relay-info")
@@ -61,7 +63,7 @@ def add(conn: Connection, new: NewDevice, settings: Settings, rng: random.Random
     labels = _labels(new.labels)
     server, server_id = _server(conn, new.server, settings)
     values = {
-        "name": _name(new.name),
+        "name": device_name(new.name),
         "fqdn": fqdn,
         "address": address,
         "inventory_id": 0,
@@ -76,14 +78,6 @@ def add(conn: Connection, new: NewDevice, settings: Settings, rng: random.Random
         raise BadInput.value("NAME", new.name, "free: there is a device of this name")
     devices.set_labels(conn, devices.insert_device(conn, rng, **values), labels)
     return server
-
-
-def _name(text: str) -> str:
-    # Paths of the API take a number for an id.
-    if not _NAME.fullmatch(text) or text.isdecimal() or text == ANY:
-        expected = f"1 to 32 letters, digits, '.', '_' and '-', and neither a number nor {ANY!r}"
-        raise BadInput.value("NAME", text, expected)
-    return text
 
 
 def _mac(text: str) -> str:
@@ -129,35 +123,30 @@ def _labels(text: str | None) -> dict[str, str]:
     return labels
 
 
-def _backends(named: Mapping[str, str | None]) -> dict[str, str]:
-    """Interface to name of those that are named."""
+def backend_names(named: Mapping[str, str | None]) -> dict[str, str]:
+    """Interface to name of those that are named. Raises BadInput for one that is not installed."""
     chosen = {interface: name for interface, name in named.items() if name is not None}
     if chosen:
         registry = Registry(BackendContext(Clock(), None))
         for interface, name in chosen.items():
             if name not in registry.names(interface):
-                raise BadInput.value(f"--{interface}", name, _one_of(f"{interface} backend", registry.names(interface)))
+                raise BadInput.value(f"--{interface}", name, one_of(f"{interface} backend", registry.names(interface)))
     return chosen
 
 
-def _hardware(conn: Connection, new: NewDevice) -> HardwareType | None:
-    if new.hardware_type is None:
-        if new.hardware_model is not None:
-            raise BadInput.value("--model", new.hardware_model, "of any use without --type")
-        return None
+def hardware_type(conn: Connection, type_: str, model: str | None) -> HardwareType:
+    """The hardware type that ``--type`` and ``--model`` name; a type with one model needs no model. Raises BadInput."""
     known = images.known_hardware(conn)
-    of_type = [hardware for hardware in known if hardware.type == new.hardware_type]
+    of_type = [hardware for hardware in known if hardware.type == type_]
     if not of_type:
-        raise BadInput.value(
-            "--type", new.hardware_type, _one_of("hardware type", sorted({hardware.type for hardware in known}))
-        )
+        raise BadInput.value("--type", type_, one_of("hardware type", sorted({hardware.type for hardware in known})))
     models = sorted(hardware.model for hardware in of_type)
-    if new.hardware_model is None and len(of_type) > 1:
-        raise BadInput(f"--model: is missing; {new.hardware_type} has {', '.join(models)}", field="--model")
+    if model is None and len(of_type) > 1:
+        raise BadInput(f"--model: is missing; {type_} has {', '.join(models)}", field="--model")
     for hardware in of_type:
-        if new.hardware_model in (None, hardware.model):
+        if model in (None, hardware.model):
             return hardware
-    raise BadInput.value("--model", new.hardware_model, _one_of(f"model of {new.hardware_type}", models))
+    raise BadInput.value("--model", model, one_of(f"model of {type_}", models))
 
 
 def _server(conn: Connection, named: str | None, settings: Settings) -> tuple[str, int]:
@@ -166,10 +155,11 @@ def _server(conn: Connection, named: str | None, settings: Settings) -> tuple[st
     found = images.imaging_server_id(conn, name)
     if found is None:
         known = images.imaging_server_names(conn)
-        raise BadInput.value(option, name, _one_of("imaging server that was started once", known))
+        raise BadInput.value(option, name, one_of("imaging server that was started once", known))
     return name, found
 
 
-def _one_of(what: str, names: Sequence[str]) -> str:
+def one_of(what: str, names: Sequence[str]) -> str:
+    """What was expected: one of these, of which there may be none."""
     article = "an" if what[0] in "aeiou" else "a"
     return f"{article} {what}; there {'is' if len(names) < 2 else 'are'} {', '.join(names) or 'none'}"

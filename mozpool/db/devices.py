@@ -130,6 +130,21 @@ def by_name(conn: Connection, name: str) -> Device | None:
     return None if text is None else _device(text)
 
 
+_BY_ADDRESS = _SELECT.where(func.coalesce(devices.c.address, devices.c.fqdn) == bindparam("device_address")).order_by(
+    devices.c.id
+)
+
+
+def by_address(conn: Connection, address: str) -> list[Device]:
+    """All devices that answer at this address (as it is written in the row), of any imaging server, sorted by id."""
+    return [_device(text) for text in conn.scalars(_BY_ADDRESS, {"device_address": address})]
+
+
+def own_backends(conn: Connection, device_id: int) -> dict[str, Any]:
+    """What the device's own column ``backends`` says, without what its hardware type says."""
+    return loads_object(conn.scalar(select(devices.c.backends).where(devices.c.id == device_id)))
+
+
 _KEYS = select(devices.c.id, devices.c.imaging_server_id, imaging_servers.c.fqdn, devices.c.state).join(
     imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id
 )

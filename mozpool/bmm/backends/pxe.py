@@ -14,7 +14,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from mozpool.bmm.interfaces import BackendContext, Boot, Target
+from mozpool.bmm.interfaces import NO_MAC, BackendContext, Boot, Target
 from mozpool.clock import Deadline
 from mozpool.errors import HardwareError
 
@@ -41,6 +41,8 @@ def file_name(mac_address: str) -> str:
     mac = mac_address.lower()
     if not _MAC.fullmatch(mac):
         raise ValueError(f"its MAC address {mac_address!r} is not twelve hex digits")
+    if mac == NO_MAC:
+        raise ValueError("its MAC address is not known")
     return "-".join(["01", *(mac[i : i + 2] for i in range(0, 12, 2))])
 
 
@@ -66,7 +68,7 @@ class PXEBoot(Boot):
 
         Where tftp_root is not set there can be nothing to remove, so every device may be power-cycled.
         """
-        if self._root is None:
+        if self._root is None or device.mac_address == NO_MAC:
             return
         try:
             _path(self._root, device).unlink(missing_ok=True)

@@ -44,8 +44,8 @@ class PcPowerCycling(State[Device]):
         if has_power(ctx.row, ctx.reads.default_power):
             ctx.effect(PowerCycle())
             return None
-        if agent_expected(ctx):
-            ctx.effect(AgentReboot())
+        if agent_expected(ctx) or (ctx.get("image_id") is None and ctx.row.last_seen is not None):
+            ctx.effect(AgentReboot())  # an unknown image whose agent has registered has one
             return "pc_sut_rebooting"
         clear_pxe(ctx)
         ctx.detail = "no power control and no agent"
