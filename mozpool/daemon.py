@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from mozpool import __version__
 from mozpool.bmm.interfaces import BackendContext
+from mozpool.bmm.registration import Registrar, RegistrationServer
 from mozpool.bmm.registry import NOTHING_BUILT, Registry
 from mozpool.bmm.service import BMM, POWER_LIMIT, STORAGE_LIMIT
 from mozpool.clock import Clock
 from mozpool.config import ConfigError, Problem, Settings, check_state_names
-from mozpool.db import images, relay_boards, upkeep
+from mozpool.db import devices, images, relay_boards, upkeep
 from mozpool.db.devices import Candidate
 from mozpool.db.engine import Database, reason
 from mozpool.db.requests import Request
@@ -205,6 +206,10 @@ class Daemon:
             heartbeat_file=settings.server.heartbeat_file,
             end_process=end_process,
         )
+        registrar = Registrar(
+            settings.registration, devices, self.database, self.logbook, self.clock, self.rng, self.server_id
+        )
+        self.registration = RegistrationServer(settings.registration, registrar.register, self.clock)
         self.metronome = metronome or Metronome(self.clock)
         self.rack: Rack | None = None
         self._stopped = threading.Event()
@@ -261,9 +266,21 @@ class Daemon:
             )
 
     def _lane_changed(self, lane: str, state: str, reason: str | None) -> None:
-        """Keep what is known of a relay board in its row, for people."""
+        """Keep what is known of a relay board or another power switch in its row, for people."""
+        if lane.startswith("device:"):
+            return
+        now = self.clock.now()
+
+        def note() -> None:
+            self.database.run(
+                lambda conn: relay_boards.set_state_by_lane(conn, lane, state, reason, now, self.server_id)
+            )
+
         try:
-            self.database.run(lambda conn: relay_boards.set_state_by_lane(conn, lane, state))
+            try:
+                note()
+            except IntegrityError:
+                note()  # another server has just added the row
         except DatabaseAway as error:
             log.warning("%s is %s (%s), which could not be noted: %s", lane, state, reason, error)
 
@@ -274,6 +291,7 @@ class Daemon:
         log.info("mozpool %s on %s starts", __version__, self.settings.server.fqdn)
         if self.settings.testing.run_fakes:
             self._start_fakes()
+        self.registration.start()
         self.logbook.start()
         self.timers.start()
         interval = self.settings.pool.scan_interval
@@ -282,8 +300,21 @@ class Daemon:
         self.metronome.every(UPKEEP_INTERVAL, self.tidy_up, "upkeep", now=True)
         self.metronome.start()
         self.watchdog.start()
-        self.quick.submit(None, lambda: self.scan(START_JITTER), "first scan")
+        self.quick.submit(None, self._first_scan, "first scan")
         self.matcher.wake()
+
+    def _first_scan(self) -> None:
+        """Go on where the process before this one ended."""
+        try:
+            with self.database.read() as conn:
+                boards = relay_boards.find(conn)
+        except DatabaseAway as error:
+            log.warning("what failed before the start is not known: %s", error)
+        else:
+            for board in boards:
+                if board.state != "ok" and board.imaging_server == self.settings.server.fqdn:
+                    self.device_effects.hold(board.lane)
+        self.scan(START_JITTER)
 
     def scan(self, jitter: float = 0.0) -> None:
         """Load what is due soon into the timers."""
@@ -320,6 +351,7 @@ class Daemon:
         self._stopped.set()
         log.info("mozpool on %s stops", self.settings.server.fqdn)
         self.metronome.stop()
+        self.registration.stop()
         self.watchdog.stop()
         self.timers.stop()
         self.devices.stop()

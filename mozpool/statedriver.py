@@ -819,6 +819,19 @@ class Effects(Generic[Row]):
             states.update((lane, "failed") for lane in self._held)
             return states
 
+    def hold(self, lane: str) -> None:
+        """Let what runs in a lane wait until a probe has shown that it works (it failed before the process started)."""
+        with self._lock:
+            if lane in self._held:
+                return
+            self._held[lane] = []
+        self._probe_later(lane)
+
+    def held(self) -> dict[str, list[int]]:
+        """Held lane → ids of the rows whose effects wait for it."""
+        with self._lock:
+            return {lane: [job.row_id for job in jobs if self._current(job)] for lane, jobs in self._held.items()}
+
     def _lane_answers(self, lane: str | None) -> None:
         if lane is None:
             return

@@ -180,10 +180,14 @@ CREATE TABLE relay_boards (
     state VARCHAR(32) NOT NULL,
     state_counters TEXT NOT NULL,
     state_timeout DATETIME(6),
+    lane VARCHAR(190) COMMENT 'of a switch that the server found itself',
+    state_since DATETIME(6),
+    reason TEXT COMMENT 'why it is not ok',
     CONSTRAINT pk_relay_boards PRIMARY KEY (id),
     CONSTRAINT uq_relay_boards_name UNIQUE (name),
     CONSTRAINT uq_relay_boards_fqdn UNIQUE (fqdn),
-    CONSTRAINT fk_relay_boards_imaging_server_id FOREIGN KEY(imaging_server_id) REFERENCES imaging_servers (id) ON DELETE RESTRICT
+    CONSTRAINT fk_relay_boards_imaging_server_id FOREIGN KEY(imaging_server_id) REFERENCES imaging_servers (id) ON DELETE RESTRICT,
+    CONSTRAINT uq_relay_boards_lane UNIQUE (lane)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
 CREATE TABLE requests (

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 
 from apiflask import APIBlueprint
@@ -18,10 +21,12 @@ from mozpool.bmm import schemas
 from mozpool.bmm.service import BMM
 from mozpool.db import devices, images, logs, relay_boards
 from mozpool.db.devices import Device
+from mozpool.db.relay_boards import RelayBoard
 from mozpool.db.tables import device_logs
-from mozpool.errors import BadInput, DatabaseAway, HardwareError, NotFound, Unprocessable
+from mozpool.errors import BadInput, DatabaseAway, HardwareError, MozpoolError, NotFound, Unprocessable
 from mozpool.lanes import Lanes
 from mozpool.logbook import Logbook
+from mozpool.statedriver import Effects
 
 blueprint = APIBlueprint("bmm", __name__, tag="BMM", url_prefix="/api")
 
@@ -29,13 +34,76 @@ HARDWARE = "mozpool.bmm.hardware"
 """The key of the :class:`Hardware` in the application's extensions."""
 
 
+FRESH = 1.0
+"""Seconds for which all who ask for the switches are shown the same."""
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A relay board or another power switch, and what hangs on it."""
+
+    board: RelayBoard
+    devices: int
+    """How many devices hang on it."""
+    waiting: int
+    """How many of them wait for it to work again, as far as this server knows."""
+
+
 class Hardware:
     """BMM's operations as calls use them: those that take long run on workers, and the device's log tells the end."""
 
-    def __init__(self, bmm: BMM, workers: Lanes, logbook: Logbook) -> None:
+    def __init__(self, bmm: BMM, workers: Lanes, logbook: Logbook, effects: Effects[Device] | None) -> None:
+        """``effects`` knows the lanes that are held."""
         self.bmm = bmm
         self._workers = workers
         self._logbook = logbook
+        self._effects = effects
+        self._lock = threading.Lock()
+        self._switches: list[Switch] = []
+        self._looked: float | None = None
+
+    def switches(self) -> list[Switch]:
+        """All power switches that have a row, sorted by name; looked up at most every second. Raises DatabaseAway."""
+        with self._lock:
+            now = site().clock.monotonic()
+            if self._looked is None or now - self._looked >= FRESH:
+                self._switches = self._look()
+                self._looked = now
+            return self._switches
+
+    def _look(self) -> list[Switch]:
+        with site().database.read() as conn:
+            boards = relay_boards.find(conn)
+            rows = devices.find(conn)
+        on_lane: Counter[str] = Counter()
+        for row in rows:
+            try:
+                on_lane[self.bmm.power_lane(row)] += 1
+            except MozpoolError:
+                continue  # nobody can switch it
+        held = self._effects.held() if self._effects is not None else {}
+        return [Switch(board, on_lane[board.lane], len(held.get(board.lane, ()))) for board in boards]
+
+    def retry(self, board: RelayBoard) -> None:
+        """Have a switch tried at once; its row tells what came of it. Returns before it was."""
+        if self._effects is not None and board.lane in self._effects.held():
+            self._effects.retry_now([board.lane])
+            return
+        here = site()
+
+        def look() -> None:
+            state, reason = "ok", None
+            try:
+                self.bmm.test_power(board.lane)
+            except MozpoolError as error:
+                state = "suspect" if board.state == "ok" else board.state
+                reason = error.reason if isinstance(error, HardwareError) else error.message
+            now = here.clock.now()
+            here.database.run(
+                lambda conn: relay_boards.set_state_by_lane(conn, board.lane, state, reason, now, here.server_id)
+            )
+
+        self._workers.submit(board.lane, look, f"test of {board.name}")
 
     def start(self, device: Device, lane: str, what: str, work: Callable[[], None]) -> None:
         """Have ``work`` done in its turn; ``what`` is its name in the log."""
@@ -161,36 +229,58 @@ def ping(name: str) -> Response:
 
 @endpoint(blueprint, "/relay/list/", answers=schemas.RelayList)
 def relay_list() -> Response:
-    """List of relay boards, and which of them work."""
-    with site().database.read() as conn:
-        found = relay_boards.find(conn)
+    """List of relay boards and other power switches, and which of them work; it may be a second old."""
     shown = [
         {
-            "id": board.id,
-            "name": board.name,
-            "fqdn": board.fqdn,
-            "imaging_server": board.imaging_server,
-            "state": board.state,
+            "id": switch.board.id,
+            "name": switch.board.name,
+            "fqdn": switch.board.fqdn,
+            "imaging_server": switch.board.imaging_server,
+            "state": switch.board.state,
+            "backend": switch.board.backend,
+            "since": apikit.time_text(switch.board.since),
+            "reason": switch.board.reason,
+            "devices": switch.devices,
+            "waiting": switch.waiting,
         }
-        for board in found
+        for switch in hardware().switches()
     ]
     return answer({"relays": shown})
 
 
-@endpoint(blueprint, "/relay/<name>/test/", answers=schemas.Success, errors=[302, 404])
-def relay_test(name: str) -> Response:
-    """Two-way talk with a relay board, for at most ten seconds."""
+def _own_relay_board(name: str) -> RelayBoard:
+    """The switch, which this server may act on. Raises NotFound, Elsewhere."""
     with site().database.read() as conn:
         board = relay_boards.by_name(conn, name)
     if board is None:
         raise NotFound(f"there is no relay board {name[:64]}", field="relay")
     if board.imaging_server != site().settings.server.fqdn:
         raise Elsewhere(board.imaging_server)
+    return board
+
+
+@endpoint(blueprint, "/relay/<name>/test/", answers=schemas.Success, errors=[302, 404])
+def relay_test(name: str) -> Response:
+    """Two-way talk with a relay board or another power switch, for at most ten seconds."""
+    board = _own_relay_board(name)
     try:
         hardware().bmm.test_power(board.lane)
-    except HardwareError as error:
+    except DatabaseAway:
+        raise
+    except MozpoolError as error:
         return answer({"success": False, "reason": error.message})
     return answer({"success": True})
+
+
+@endpoint(blueprint, "/relay/<name>/retry/", "POST", answers=Empty, body=Input, errors=[302, 400, 404])
+def relay_retry(name: str) -> Response:
+    """Try a relay board or another power switch now that somebody has mended it; answers at once.
+
+    If it works, its devices go on, and it is `ok`. It is tried by itself too, only later.
+    """
+    apikit.json_body()
+    hardware().retry(_own_relay_board(name))
+    return answer({})
 
 
 # --- What is known of a device ---

@@ -95,16 +95,21 @@ class PxeConfigAnswer(BaseModel):
 
 
 class RelayBoardInfo(BaseModel):
-    """A relay board."""
+    """A relay board, or another power switch."""
 
     id: int
     name: str
-    fqdn: str
+    fqdn: str = Field(description="Host name; of another switch, whatever tells it from the others.")
     imaging_server: str
     state: str = Field(description="`ok`, `suspect` or `failed`.")
+    backend: str = Field(description="The power backend that switches it: `proxr` for relay boards.")
+    since: str | None = Field(description="When it got into this state; null when it has always been in it.")
+    reason: str | None = Field(description="Why it is not `ok`.")
+    devices: int = Field(description="How many devices hang on it.")
+    waiting: int = Field(description="How many of them wait for it to work again, where this server owns it.")
 
 
 class RelayList(BaseModel):
-    """All relay boards, sorted by name."""
+    """All relay boards and other power switches that something is known of, sorted by name."""
 
     relays: list[RelayBoardInfo]

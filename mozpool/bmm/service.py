@@ -89,8 +89,19 @@ class BMM:
         return self.registry.power(_backend(device, "power")).is_on(target(device), self._deadline(TEST_LIMIT))
 
     def test_power(self, lane: str) -> None:
-        """Two-way talk with the relay board behind a lane. Raises LaneError."""
-        self.registry.power(self._lane_backends.get(lane)).test(lane, self._deadline(TEST_LIMIT))
+        """Two-way talk with the relay board, or another switch, behind a lane.
+
+        Raises LaneError, and BadInput for a lane that its backend does not understand.
+        """
+        self.registry.power(self._lane_backend(lane)).test(lane, self._deadline(TEST_LIMIT))
+
+    def _lane_backend(self, lane: str) -> str | None:
+        """The backend of a lane: that of a device in it, else the one that the lane's first part names."""
+        if lane in self._lane_backends:
+            return self._lane_backends[lane]
+        kind = lane.partition(":")[0]
+        name = "proxr" if kind == "relay" else kind
+        return name if name in self.registry.names("power") else None
 
     # Boot
 

@@ -5,41 +5,26 @@
 
 from __future__ import annotations
 
+import json
 import random
 import runpy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from sqlalchemy.exc import DBAPIError
 
-from mozpool import __version__, config, resources
-from mozpool.cli import newdevice
-from mozpool.clock import Clock
-from mozpool.db import schema
-from mozpool.db.engine import Database, reason
-from mozpool.errors import BadInput, MozpoolError
+from mozpool import __version__, resources
+from mozpool.cli import catalogue, newdevice
+from mozpool.cli.common import Commands, must_be_up_to_date, open_database, table, yes_or_no
+from mozpool.db import images, schema
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
-class _Commands(click.Group):
-    """Errors that are meant for a person end the command with one sentence and status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except MozpoolError as error:
-            raise click.ClickException(error.message) from error
-        except OSError as error:
-            raise click.ClickException(f"{error.filename or 'a file'}: {error.strerror}") from error
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="Configuration file (config.ini)."
 )
@@ -62,7 +47,7 @@ def create_schema() -> None:
 
     Refuses when Mozpool's tables are there. The database itself must exist on a MySQL server; an SQLite file is made.
     """
-    with _database(must_exist=False) as (_settings, database):
+    with open_database(must_exist=False) as (_settings, database):
         schema.create(database)
         click.echo(f"Made {database.name}, revision {schema.head()}.")
 
@@ -77,7 +62,7 @@ def upgrade() -> None:
     At the newest revision, procedures, log partitions and indexes that differ are made again. What else differs is
     printed, a line each, and left to you: the exit status is 1 then.
     """
-    with _database(must_exist=True) as (_settings, database):
+    with open_database(must_exist=True) as (_settings, database):
         done, now = schema.upgrade(database), schema.head()
         for difference in done.repaired:
             click.echo(f"Repaired: {difference}.")
@@ -94,8 +79,8 @@ def upgrade() -> None:
 
 @main.command()
 def current() -> None:
-    """Print the revision of the database's tables, or "none"."""
-    with _database(must_exist=True) as (_settings, database):
+    """Print the revision of the tables, or "none"."""
+    with open_database(must_exist=True) as (_settings, database):
         click.echo(schema.current(database) or "none")
 
 
@@ -106,7 +91,7 @@ def check() -> None:
     That is what this version of Mozpool makes. Prints what differs, a line each, and ends with status 1 when anything
     does. For an empty database and one of another version it says which command to run.
     """
-    with _database(must_exist=True) as (_settings, database):
+    with open_database(must_exist=True) as (_settings, database):
         problems = schema.check(database)
         for problem in problems:
             click.echo(problem)
@@ -145,13 +130,102 @@ def add_device(power: str | None, boot: str | None, probe: str | None, agent: st
     """
     backends = {"power": power, "boot": boot, "probe": probe, "agent": agent}
     new = newdevice.NewDevice(**options, backends=backends)
-    with _database(must_exist=True) as (settings, database):
-        _must_be_up_to_date(database)
-        try:
-            server = database.run(lambda conn: newdevice.add(conn, new, settings, random.SystemRandom()))
-        except BadInput as error:
-            raise click.UsageError(error.message) from error
+    with open_database(must_exist=True) as (settings, database):
+        must_be_up_to_date(database)
+        server = database.run(lambda conn: newdevice.add(conn, new, settings, random.SystemRandom()))
     click.echo(f"Added {new.name} of {server}, in state new.")
+
+
+@main.command("add-hardware-type")
+@click.argument("hardware_type", metavar="TYPE")
+@click.argument("model")
+@_backend_options
+def add_hardware_type(hardware_type: str, model: str, **backends: str | None) -> None:
+    """Add a kind of device, such as panda ES.
+
+    Its backends are those of its devices that name none themselves; what it does not name is as [bmm] says.
+    """
+    with open_database(must_exist=True) as (_settings, database):
+        must_be_up_to_date(database)
+        database.run(lambda conn: catalogue.add_hardware_type(conn, hardware_type, model, backends))
+    click.echo(f"Added hardware type {hardware_type} {model}.")
+
+
+@main.command("list-hardware-types")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_hardware_types(as_json: bool) -> None:
+    """List the hardware types and their backends."""
+    with open_database(must_exist=True) as (_settings, database):
+        must_be_up_to_date(database)
+        with database.read() as conn:
+            known = sorted(images.known_hardware(conn), key=lambda hardware: (hardware.type, hardware.model))
+    if as_json:
+        shown = [{"type": each.type, "model": each.model, "backends": dict(each.backends)} for each in known]
+        click.echo(json.dumps({"hardware_types": shown}, indent=2))
+        return
+    rows = [
+        (each.type, each.model, ", ".join(f"{key}={value}" for key, value in sorted(each.backends.items())))
+        for each in known
+    ]
+    click.echo(table(("TYPE", "MODEL", "BACKENDS"), rows), nl=False)
+
+
+@main.command("add-image")
+@click.argument("name")
+@click.option(
+    "--boot-config-key",
+    "boot_config_keys",
+    multiple=True,
+    metavar="KEY",
+    help="A key that requests for this image must carry, such as b2gbase; may be given several times.",
+)
+@click.option("--reusable", is_flag=True, help="A device that holds it already need not be imaged again.")
+@click.option("--no-agent", is_flag=True, help="No agent runs on it: devices prove themselves by ping.")
+@click.option("--hidden", is_flag=True, help="Leave it out where people choose an image.")
+def add_image(name: str, boot_config_keys: tuple[str, ...], reusable: bool, no_agent: bool, hidden: bool) -> None:
+    """Add an image that can be put on devices.
+
+    What boots it on which hardware says `pxe-config assign`.
+    """
+    new = catalogue.NewImage(name, boot_config_keys, can_reuse=reusable, has_sut_agent=not no_agent, hidden=hidden)
+    with open_database(must_exist=True) as (_settings, database):
+        must_be_up_to_date(database)
+        database.run(lambda conn: catalogue.add_image(conn, new))
+    click.echo(f"Added image {name}.")
+
+
+@main.command("list-images")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_images(as_json: bool) -> None:
+    """List the images."""
+    with open_database(must_exist=True) as (_settings, database):
+        must_be_up_to_date(database)
+        with database.read() as conn:
+            known = sorted(images.find(conn), key=lambda image: image.name)
+    if as_json:
+        shown = [
+            {
+                "name": each.name,
+                "boot_config_keys": list(each.boot_config_keys),
+                "can_reuse": each.can_reuse,
+                "has_sut_agent": each.has_sut_agent,
+                "hidden": each.hidden,
+            }
+            for each in known
+        ]
+        click.echo(json.dumps({"images": shown}, indent=2))
+        return
+    rows = [
+        (
+            each.name,
+            ", ".join(each.boot_config_keys),
+            yes_or_no(each.can_reuse),
+            yes_or_no(each.has_sut_agent),
+            yes_or_no(each.hidden),
+        )
+        for each in known
+    ]
+    click.echo(table(("NAME", "BOOT CONFIG KEYS", "REUSABLE", "AGENT", "HIDDEN"), rows), nl=False)
 
 
 @main.command("dump-schema")
@@ -193,15 +267,10 @@ def _run(file: str, arguments: tuple[str, ...]) -> None:
     if script is None:
         raise click.ClickException(f"{file} has no function main(args, settings, database)")
     asks_for_help = bool({"-h", "--help"} & set(arguments))
-    with _database(must_exist=not asks_for_help) as (settings, database):
+    with open_database(must_exist=not asks_for_help) as (settings, database):
         if not asks_for_help:
-            _must_be_up_to_date(database)
+            must_be_up_to_date(database)
         raise SystemExit(script(list(arguments), settings, database) or 0)
-
-
-def _must_be_up_to_date(database: Database) -> None:
-    if schema.current(database) != schema.head():
-        raise click.ClickException(f"{database.name} is not up to date: see `mozpool-db upgrade`.")
 
 
 def _find(file: str) -> Path:
@@ -215,21 +284,6 @@ def _find(file: str) -> Path:
         return resources.path("scripts", *parts)
     except FileNotFoundError:
         raise click.BadParameter(f"there is no script {file}", param_hint="FILE") from None
-
-
-@contextmanager
-def _database(*, must_exist: bool) -> Iterator[tuple[config.Settings, Database]]:
-    """The configuration and the database it names, which is closed afterwards."""
-    settings = config.load(click.get_current_context().obj)
-    database = Database.of(settings.database, clock=Clock())
-    if must_exist and database.dialect == "sqlite" and not Path(str(database.url.database)).exists():
-        raise click.ClickException(f"{database.name} does not exist: make it with `mozpool-db create-schema`.")
-    try:
-        yield settings, database
-    except DBAPIError as error:
-        raise click.ClickException(f"{database.name} refuses: {reason(error)}") from error
-    finally:
-        database.dispose()
 
 
 if __name__ == "__main__":

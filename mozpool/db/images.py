@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from mozpool.db.packing import loads_object
-from mozpool.db.tables import hardware_types, image_pxe_configs, images, imaging_servers, pxe_configs
+from mozpool.db.tables import devices, hardware_types, image_pxe_configs, images, imaging_servers, pxe_configs
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,21 @@ def by_name(conn: Connection, name: str) -> Image | None:
     """The image of this name, or None."""
     row = conn.execute(_IMAGE_BY_NAME, {"image_name": name}).first()
     return None if row is None else _image(tuple(row))
+
+
+def add(
+    conn: Connection, name: str, keys: Sequence[str], *, can_reuse: bool, hidden: bool, has_sut_agent: bool
+) -> None:
+    """Add an image, whose boot config has these keys."""
+    conn.execute(
+        insert(images).values(
+            name=name,
+            boot_config_keys=json.dumps(list(keys)),
+            can_reuse=int(can_reuse),
+            hidden=int(hidden),
+            has_sut_agent=int(has_sut_agent),
+        )
+    )
 
 
 _PXE_CONFIG_FOR = (
@@ -107,6 +122,12 @@ def known_hardware(conn: Connection) -> list[HardwareType]:
     return [HardwareType(row[0], row[1], row[2], loads_object(row[3])) for row in rows]
 
 
+def add_hardware_type(conn: Connection, type_: str, model: str, backends: Mapping[str, str]) -> None:
+    """Add a hardware type, which names these backends (interface → name)."""
+    text = json.dumps(dict(backends)) if backends else None
+    conn.execute(insert(hardware_types).values(type=type_, model=model, backends=text))
+
+
 # PXE configs
 
 
@@ -152,6 +173,52 @@ def pxe_config_uses(conn: Connection, pxe_config_id: int) -> list[tuple[str, str
         .order_by(images.c.name, hardware_types.c.type, hardware_types.c.model)
     )
     return [(row[0], row[1], row[2]) for row in conn.execute(query)]
+
+
+def find_pxe_configs(conn: Connection) -> list[PxeConfig]:
+    """All PXE configs, sorted by name."""
+    rows = conn.execute(_PXE_CONFIGS.order_by(pxe_configs.c.name))
+    return [PxeConfig(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
+
+
+def devices_that_boot(conn: Connection, pxe_config_name: str) -> list[str]:
+    """The names of the devices that are to boot this PXE config the next time, sorted."""
+    query = select(devices.c.name).where(devices.c.pxe_config == pxe_config_name).order_by(devices.c.name)
+    return list(conn.scalars(query))
+
+
+def add_pxe_config(conn: Connection, **values: str | int) -> None:
+    """Add a PXE config: all columns but its id."""
+    conn.execute(insert(pxe_configs).values(**values))
+
+
+def change_pxe_config(conn: Connection, pxe_config_id: int, values: Mapping[str, str | int]) -> None:
+    """Write some columns of a PXE config."""
+    conn.execute(update(pxe_configs).where(pxe_configs.c.id == pxe_config_id).values(**values))
+
+
+def delete_pxe_config(conn: Connection, pxe_config_id: int) -> None:
+    """Delete a PXE config that no image uses."""
+    conn.execute(delete(pxe_configs).where(pxe_configs.c.id == pxe_config_id))
+
+
+def assign_pxe_config(conn: Connection, image_id: int, hardware_type_id: int, pxe_config_id: int) -> None:
+    """Let a PXE config boot an image on a hardware type, in place of another one."""
+    unassign_pxe_config(conn, image_id, hardware_type_id)
+    conn.execute(
+        insert(image_pxe_configs).values(
+            image_id=image_id, hardware_type_id=hardware_type_id, pxe_config_id=pxe_config_id
+        )
+    )
+
+
+def unassign_pxe_config(conn: Connection, image_id: int, hardware_type_id: int) -> None:
+    """Let nothing boot an image on a hardware type."""
+    conn.execute(
+        delete(image_pxe_configs).where(
+            image_pxe_configs.c.image_id == image_id, image_pxe_configs.c.hardware_type_id == hardware_type_id
+        )
+    )
 
 
 # Imaging servers

@@ -1,57 +1,152 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""Relay boards: what many devices' power hangs on."""
+"""Relay boards and other power switches: what many devices' power hangs on.
+
+A row either comes from the inventory, for a relay board, and has no ``lane``; or the server added it when it first had
+to say something of a switch that has none, and then ``lane`` is its key. Rows with a lane belong to the server: what
+brings the inventory into the database leaves them alone.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, update
 
+from mozpool.db import devices
+from mozpool.db.devices import Device
+from mozpool.db.tables import devices as devices_table
 from mozpool.db.tables import imaging_servers, relay_boards
 
 DEFAULT_PORT = 2101
 
+_NAME_LENGTH = 32
+_LANE_LENGTH = 190
+_FQDN_LENGTH = 255
+_RELAY_LANE = "relay"
+"""The first part of the lanes of relay boards."""
+
 
 @dataclass(frozen=True)
 class RelayBoard:
-    """A relay board."""
+    """A relay board, or another power switch."""
 
     id: int
     name: str
     fqdn: str
-    """Host name, with a port where that is not 2101."""
+    """Host name, with a port where that is not 2101; of another switch, whatever tells it from the others."""
     imaging_server: str
     state: str
     """``ok``, ``suspect`` or ``failed``."""
+    own_lane: str | None = None
+    since: datetime | None = None
+    """When it got into this state; None when it has always been in it."""
+    reason: str | None = None
+    """Why it is not ``ok``."""
 
     @property
     def lane(self) -> str:
         """The lane that its operations run in."""
-        host, _, port = self.fqdn.rpartition(":")
-        return f"relay:{self.fqdn}" if host and port.isdigit() else f"relay:{self.fqdn}:{DEFAULT_PORT}"
+        if self.own_lane is not None:
+            return self.own_lane
+        address = self.fqdn.lower()
+        host, _, port = address.rpartition(":")
+        return f"{_RELAY_LANE}:{address}" if host and port.isdigit() else f"{_RELAY_LANE}:{address}:{DEFAULT_PORT}"
+
+    @property
+    def backend(self) -> str:
+        """The name of the power backend that switches it."""
+        kind = self.lane.partition(":")[0]
+        return "proxr" if kind == _RELAY_LANE else kind
 
 
 _SELECT = select(
-    relay_boards.c.id, relay_boards.c.name, relay_boards.c.fqdn, imaging_servers.c.fqdn, relay_boards.c.state
+    relay_boards.c.id,
+    relay_boards.c.name,
+    relay_boards.c.fqdn,
+    imaging_servers.c.fqdn,
+    relay_boards.c.state,
+    relay_boards.c.lane,
+    relay_boards.c.state_since,
+    relay_boards.c.reason,
 ).join(imaging_servers, imaging_servers.c.id == relay_boards.c.imaging_server_id)
 
 
 def find(conn: Connection) -> list[RelayBoard]:
-    """All relay boards, sorted by name."""
+    """All relay boards and other switches, sorted by name."""
     return [RelayBoard(*row) for row in conn.execute(_SELECT.order_by(relay_boards.c.name))]
 
 
 def by_name(conn: Connection, name: str) -> RelayBoard | None:
-    """The relay board of this name, or None."""
+    """The relay board or other switch of this name, or None."""
     row = conn.execute(_SELECT.where(relay_boards.c.name == name)).first()
     return None if row is None else RelayBoard(*row)
 
 
-def set_state_by_lane(conn: Connection, lane: str, state: str) -> None:
-    """Note what is known of the board behind a lane (``relay:HOST:PORT``); nothing when there is none."""
-    address = lane.removeprefix("relay:")
+def set_state_by_lane(
+    conn: Connection, lane: str, state: str, reason: str | None, now: datetime, imaging_server_id: int
+) -> None:
+    """Note what is known of the switch behind a lane.
+
+    A lane that no row stands for gets one, which is this imaging server's; one that is too long for its column is let
+    go. Raises IntegrityError when another server has just added the same row: it is there on the next call.
+    """
+    mine = _behind(lane)
+    values = {"state": state, "reason": reason}
+    changed = conn.execute(
+        update(relay_boards).where(mine, relay_boards.c.state != state).values(**values, state_since=now)
+    )
+    if changed.rowcount or conn.execute(update(relay_boards).where(mine).values(**values)).rowcount:
+        return
+    if len(lane) > _LANE_LENGTH:
+        return
+    rest = lane.partition(":")[2] or lane
+    names = set(conn.scalars(select(func.lower(relay_boards.c.name))))
+    taken = conn.scalar(select(relay_boards.c.id).where(func.lower(relay_boards.c.fqdn) == rest.lower()))
+    conn.execute(
+        insert(relay_boards).values(
+            name=name_of(lane, names),
+            fqdn=(rest if taken is None else lane)[:_FQDN_LENGTH],
+            imaging_server_id=imaging_server_id,
+            state_counters="{}",
+            lane=lane,
+            state_since=now,
+            **values,
+        )
+    )
+
+
+def _behind(lane: str) -> ColumnElement[bool]:
+    """Whether a row is that of the switch behind a lane."""
+    own = relay_boards.c.lane == lane
+    kind, _, address = lane.partition(":")
+    if kind != _RELAY_LANE:
+        return own
     host, _, port = address.rpartition(":")
-    names = [address, host] if port == str(DEFAULT_PORT) else [address]
-    conn.execute(update(relay_boards).where(relay_boards.c.fqdn.in_(names)).values(state=state))
+    addresses = [address, host] if port == str(DEFAULT_PORT) else [address]
+    return or_(own, relay_boards.c.lane.is_(None) & func.lower(relay_boards.c.fqdn).in_(addresses))
+
+
+def name_of(lane: str, taken: Collection[str]) -> str:
+    """A name for the switch behind a lane: its last part that is no number (which is a port), and none of ``taken``.
+
+    ``taken`` are names in lower case. The name fits its column and into a path of the API.
+    """
+    parts = re.findall(r"\[[^\]]*\]|[^:]+", lane.partition(":")[2]) or [lane]
+    last = next((part for part in reversed(parts) if not part.isdigit()), parts[-1])
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.")[:_NAME_LENGTH] or "switch"
+    name, number = stem, 1
+    while name.lower() in taken:
+        number += 1
+        end = f"-{number}"
+        name = stem[: _NAME_LENGTH - len(end)] + end
+    return name
+
+
+def on_relay(conn: Connection, bank: int, relay: int) -> list[Device]:
+    """The devices that hang on this relay of any board, whichever it is: ``relay_info`` tells."""
+    return devices.matching(conn, [devices_table.c.relay_info.endswith(f":bank{bank}:relay{relay}")])

@@ -280,6 +280,9 @@ relay_boards = Table(
     Column("state", STATE, nullable=False),
     Column("state_counters", Text, nullable=False),
     Column("state_timeout", UTCDateTime, nullable=True),
+    Column("lane", String(190), nullable=True, unique=True, comment="of a switch that the server found itself"),
+    Column("state_since", UTCDateTime, nullable=True),
+    Column("reason", Text, nullable=True, comment="why it is not ok"),
     **ENGINE,
 )
 

@@ -230,8 +230,16 @@ def device_details(name: str) -> Response:
             },
             "request_id": row.request_id,
             "last_seen": apikit.time_text(row.last_seen),
+            "waits_for": _waits_for(row),
         }
     )
+
+
+def _waits_for(row: Device) -> str | None:
+    """The failed switch that a device's operation waits for, as its lane; None where this server knows of none."""
+    effects = lifeguard().driver.effects
+    held = effects.held() if effects is not None else {}
+    return next((lane for lane, waiting in held.items() if row.id in waiting), None)
 
 
 # --- What holders and operators may do ---

@@ -139,6 +139,10 @@ class DeviceInfo(BaseModel):
     holder: Holder | None = Field(description="Null when nobody has it.")
     request_id: int | None
     last_seen: str | None
+    waits_for: str | None = Field(
+        description="What its current operation waits for because it has failed, such as `relay:HOST:PORT`; "
+        "known to the device's own server only."
+    )
 
 
 class ExecAnswer(BaseModel):

@@ -47,7 +47,9 @@ def create_app(services: Services) -> APIFlask:
     app.extensions[lifeguard_api.SERVICE] = services.lifeguard
     app.extensions[lifeguard_api.HARDWARE] = services.bmm
     app.extensions[lifeguard_api.STATES] = lifeguard_api.StateCache(site)
-    app.extensions[bmm_api.HARDWARE] = bmm_api.Hardware(services.bmm, services.hardware, services.logbook)
+    app.extensions[bmm_api.HARDWARE] = bmm_api.Hardware(
+        services.bmm, services.hardware, services.logbook, services.lifeguard.driver.effects
+    )
     app.extensions[views.OVERVIEWS] = views.Overviews(site)
     if settings.server.log_requests:
         _log_calls(app, services)

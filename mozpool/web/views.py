@@ -18,7 +18,8 @@ from markupsafe import Markup, escape
 
 from mozpool import __version__
 from mozpool.apikit import Site, answer, site
-from mozpool.db import devices, requests
+from mozpool.bmm.api import hardware
+from mozpool.db import devices, relay_boards, requests
 from mozpool.lifeguard.devicemachine import CATEGORIES, category
 from mozpool.pool.api import mozpool
 from mozpool.web.apidocs import sections
@@ -74,6 +75,7 @@ class Overview:
     devices: list[DeviceRow]
     requests: list[RequestRow]
     counts: dict[str, int]
+    failed_switches: list[str]
 
 
 class Overviews:
@@ -101,6 +103,7 @@ class Overviews:
             taken = [row.id for row in rows if row.claim_id is not None]
             holders = {found[0]: found[1:] for found in requests.holders(conn, taken)} if taken else {}
             waiting = requests.find(conn, requests.Filter(), now)
+            failed = [board.name for board in relay_boards.find(conn) if board.state == "failed"]
         reasons = mozpool().reasons(waiting[:MOST_ROWS])
         shown = []
         for row in rows:
@@ -121,7 +124,7 @@ class Overviews:
             for row in waiting
         ]
         counts = Counter(row.category for row in shown)
-        return Overview(now, shown, asked, {name: counts[name] for name in CATEGORIES})
+        return Overview(now, shown, asked, {name: counts[name] for name in CATEGORIES}, failed)
 
 
 def _overview() -> dict[str, Any]:
@@ -139,6 +142,7 @@ def _overview() -> dict[str, Any]:
         "more_devices": max(0, len(shown) - MOST_ROWS),
         "requests": overview.requests[:MOST_ROWS],
         "more_requests": max(0, len(overview.requests) - MOST_ROWS),
+        "failed_switches": overview.failed_switches,
         "server": site().settings.server.fqdn,
         "version": __version__,
     }
@@ -153,7 +157,39 @@ def overview() -> Response:
 @blueprint.get("/ui/overview/")
 def overview_part() -> Response:
     """What changes of it; 304 when nothing did."""
-    said = make_response(render_template("overview_part.html", **_overview()))
+    return _unless_known(render_template("overview_part.html", **_overview()))
+
+
+# --- Relay boards and other power switches ---
+
+
+def _relays() -> dict[str, Any]:
+    """What the templates of the power switches are given: the failed ones first."""
+    order = {"failed": 0, "suspect": 1}
+    switches = sorted(hardware().switches(), key=lambda switch: order.get(switch.board.state, 2))
+    return {
+        "switches": switches[:MOST_ROWS],
+        "more_switches": max(0, len(switches) - MOST_ROWS),
+        "server": site().settings.server.fqdn,
+        "version": __version__,
+    }
+
+
+@blueprint.get("/relays")
+def relays() -> Response:
+    """The page."""
+    return make_response(render_template("relays.html", **_relays()))
+
+
+@blueprint.get("/ui/relays/")
+def relays_part() -> Response:
+    """What changes of it; 304 when nothing did."""
+    return _unless_known(render_template("relays_part.html", **_relays()))
+
+
+def _unless_known(text: str) -> Response:
+    """A part of a page, or 304 when the browser has this very text."""
+    said = make_response(text)
     said.add_etag()
     said.cache_control.no_cache = True
     said.make_conditional(request)

@@ -23,6 +23,7 @@ from tests.mariadb import MariaDB
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+CATALOGUE = ("add-hardware-type", "list-hardware-types", "add-image", "list-images")
 MAIN = "import sys; from mozpool.cli.db import main; sys.argv[0] = 'mozpool-db'; main()"
 
 
@@ -212,7 +213,7 @@ def test_a_configuration_is_named_by_an_option_before_all_others(made: Run, tmp_
 
 def test_it_explains_itself(made: Run):
     overview = made("--help").stdout
-    for command in ("create-schema", "upgrade", "current", "check", "run", "testdata", "dump-schema"):
+    for command in ("create-schema", "upgrade", "current", "check", "run", "testdata", "dump-schema", *CATALOGUE):
         assert command in overview
         if command != "testdata":
             assert "Usage: mozpool-db" in made(command, "--help").stdout

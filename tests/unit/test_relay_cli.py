@@ -12,9 +12,14 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from mozpool import __version__
-from mozpool.cli.relay import main
+from mozpool import __version__, config, resources
+from mozpool.bmm.backends.proxr import RelayInfo
+from mozpool.cli.relay import _Look, main
+from mozpool.clock import Clock
 from tests.contract.peers import RelayBoard, RelayFault
+from tests.factories import device
+
+pytestmark = pytest.mark.usefixtures("nowhere")
 
 
 def run(*arguments: str):
@@ -93,6 +98,89 @@ def test_wrong_usage_ends_with_status_2_and_touches_nothing(board, arguments):
     assert "Usage:" in result.stderr
     assert "FAILED\n" not in result.output
     assert board.connections == []
+
+
+# --- What Mozpool has on a relay ---
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """Neither a configuration nor a database."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "SYSTEM_FILE", tmp_path / "none.ini")
+    monkeypatch.setattr(resources, "CHECKOUT", None)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("MOZPOOL_CONFIG", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def lent(imaging_server, address, tmp_path):
+    """Options for the database of a server whose device1, which is lent, hangs on bank 2 relay 3, device2 on 2 4."""
+    imaging_server.change("device1", relay_info=f"{address}:bank2:relay3")
+    imaging_server.change("device2", relay_info=f"{address}:bank2:relay4")
+    imaging_server.change("device3", relay_info="127.0.0.1:1:bank2:relay3")
+    imaging_server.made("device1", assignee="x@example.com")
+    url = imaging_server.daemon.database.url.render_as_string(hide_password=False)
+    (tmp_path / "config.ini").write_text(f"[database]\nengine = {url}\n")
+    return ("--config", str(tmp_path / "config.ini"))
+
+
+def test_a_relay_of_a_device_that_is_lent_is_warned_of_and_switched(board, address, lent):
+    result = run("turnoff", address, "2", "3", *lent)
+    assert (result.exit_code, result.stdout) == (0, "OK\n")
+    assert "Warning: device1 hangs on this relay; it is lent to x@example.com, and it is in state" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert board.relays == {(2, 3): True}
+
+
+def test_a_relay_of_a_device_that_nobody_has_is_warned_of_too(board, address, lent):
+    result = run("status", address, "2", "4", *lent)
+    assert result.stdout == "on\n"
+    assert result.stderr == "Warning: device2 hangs on this relay; nobody has it, and it is in state ready.\n"
+
+
+def test_other_relays_and_other_boards_are_none_of_mozpools(board, address, lent):
+    assert run("status", address, "1", "3", *lent).stderr == ""
+    assert "device3" not in run("status", address, "2", "3", *lent).stderr
+
+
+def test_nobody_looks_when_told_not_to(board, address, lent):
+    assert run("status", address, "2", "3", "--no-database", *lent).stderr == ""
+
+
+def test_a_name_without_its_domain_is_known(sqlite_url, tmp_path):
+    info = RelayInfo.parse("Relay-7:bank1:relay1")
+    look = _Look(Clock(), info, None)
+    for named, same in (("relay-7.example.com", True), ("relay-7", True), ("relay-77.example.com", False)):
+        assert look._is(device(relay_info=f"{named}:bank1:relay1")) is same
+    assert look._is(device(relay_info="relay-7:2102:bank1:relay1")) is False
+    assert look._is(device(relay_info=None)) is False
+
+
+def test_without_configuration_and_database_it_works_and_says_nothing(board, address, nowhere):
+    result = run("status", address, "1", "1")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "on\n", "")
+    assert list(nowhere.iterdir()) == []
+
+
+def test_a_database_that_does_not_answer_is_not_waited_for(board, address, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        (tmp_path / "config.ini").write_text(f"[database]\nengine = mysql://me:s3cret@127.0.0.1:{port}/mozpool\n")
+        result = run("turnoff", address, "1", "1", "--config", str(tmp_path / "config.ini"))
+    assert (result.exit_code, result.stdout) == (0, "OK\n")
+    assert result.stderr.startswith("Note: whether Mozpool has a device on this relay is not known: the database")
+    assert "s3cret" not in result.stderr
+
+
+@pytest.mark.parametrize("text", ["[database]\nengine = sqlite:///config.ini\n", "[nix]\n"])
+def test_a_bad_configuration_or_database_does_not_hold_it_up(board, address, nowhere, text):
+    (nowhere / "config.ini").write_text(text)
+    result = run("turnoff", address, "1", "1")
+    assert (result.exit_code, result.stdout) == (0, "OK\n")
+    assert result.stderr.startswith("Note: whether Mozpool has a device on this relay is not known: ")
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])

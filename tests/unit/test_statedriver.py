@@ -1263,6 +1263,7 @@ def test_a_board_that_fails_three_times_is_held_and_probed_until_it_answers(on_s
         rig.handle(device_id, "work")
     rig.settle()
     assert rig.state(other) == "done"
+    assert rig.effects.held() == {"board-1": waiting}
     assert len(rig.hands.did) == 4
     for probes in range(1, 8):
         rig.advance(10)
@@ -1347,6 +1348,7 @@ def test_a_job_that_is_replaced_while_its_lane_is_held_runs_once(on_sqlite: Rig)
     rig.handle(device_id, "work")
     rig.handle(gone, "work")
     rig.driver.force(gone, "idle")
+    assert rig.effects.held()["board-1"].count(device_id) == 1
     board.answers = True
     rig.advance(10)
     rig.settle()

@@ -143,9 +143,16 @@ def change_requests() -> None:
 
 
 def change_relay_boards_and_logs() -> None:
-    """Timeouts with microseconds; ids of one kind everywhere."""
+    """What is known of any power switch, not of relay boards alone; timeouts with microseconds; ids of one kind."""
     with op.batch_alter_table("relay_boards") as batch:
         batch.alter_column("state_timeout", type_=Moment, existing_type=sa.DateTime(), existing_nullable=True)
+    add_columns(
+        "relay_boards",
+        sa.Column("lane", sa.String(190), comment="of a switch that the server found itself"),
+        sa.Column("state_since", Moment),
+        sa.Column("reason", sa.Text, comment="why it is not ok"),
+    )
+    add_unique_key("uq_relay_boards_lane", "relay_boards", "lane")
     if on_mysql():
         # One statement a table: each makes these big tables anew.
         for table, key, kind in (("device_logs", "device_id", "INTEGER"), ("request_logs", "request_id", "BIGINT")):
@@ -210,7 +217,7 @@ devices = sa.table(
     ),
 )
 requests = sa.table("requests", *(sa.column(name) for name in ("id", "state", "state_timeout")))
-relay_boards = sa.table("relay_boards", sa.column("state_timeout"))
+relay_boards = sa.table("relay_boards", sa.column("state"), sa.column("state_timeout"))
 claims = sa.table("device_requests", *(sa.column(name) for name in ("id", "request_id", "device_id", "imaging_result")))
 claim_history = sa.table(
     "claim_history",
@@ -225,6 +232,8 @@ def rename_old_states() -> None:
     """States that 4.2.1 still met from before; names that are unknown stay, the state machines cope with them."""
     op.execute(devices.update().where(devices.c.state == "free").values(state="ready"))
     op.execute(requests.update().where(requests.c.state == "expired").values(state="closed"))
+    # What 4.2.1 knew of a relay board is not known today: it is fine until it fails.
+    op.execute(relay_boards.update().values(state="ok"))
 
 
 def let_timeouts_fire(now: datetime) -> None:

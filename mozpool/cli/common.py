@@ -1,0 +1,78 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""What the commands that work on the database share: errors for people, and the database that is configured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from sqlalchemy.exc import DBAPIError
+
+from mozpool import config
+from mozpool.clock import Clock
+from mozpool.db import schema
+from mozpool.db.engine import Database, reason
+from mozpool.errors import BadInput, MozpoolError
+
+
+class Commands(click.Group):
+    """Errors that are meant for a person end the command with one sentence and status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MozpoolError as error:
+            raise click.ClickException(error.message) from error
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'a file'}: {error.strerror}") from error
+
+
+def is_missing(database: Database) -> bool:
+    """Whether the database is an SQLite file that is not there; opening it would make an empty one."""
+    return database.dialect == "sqlite" and not Path(str(database.url.database)).exists()
+
+
+@contextmanager
+def open_database(*, must_exist: bool) -> Iterator[tuple[config.Settings, Database]]:
+    """The configuration and the database it names, which is closed afterwards.
+
+    The configuration's file is the context's ``obj``. Raises ConfigError, and ClickException when the database does not
+    exist or refuses what is done with it. BadInput within ends the command with status 2.
+    """
+    settings = config.load(click.get_current_context().obj)
+    database = Database.of(settings.database, clock=Clock())
+    if must_exist and is_missing(database):
+        raise click.ClickException(f"{database.name} does not exist: make it with `mozpool-db create-schema`.")
+    try:
+        yield settings, database
+    except BadInput as error:
+        raise click.UsageError(error.message) from error
+    except DBAPIError as error:
+        raise click.ClickException(f"{database.name} refuses: {reason(error)}") from error
+    finally:
+        database.dispose()
+
+
+def must_be_up_to_date(database: Database) -> None:
+    """Raise ClickException unless the tables are those of this version."""
+    if schema.current(database) != schema.head():
+        raise click.ClickException(f"{database.name} is not up to date: see `mozpool-db upgrade`.")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width under a heading, one line a row; what is empty is a dash."""
+    lines = [tuple(head), *(tuple(cell or "-" for cell in row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
+    )
+
+
+def yes_or_no(value: bool) -> str:
+    """A flag in a table."""
+    return "yes" if value else "no"
