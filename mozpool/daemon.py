@@ -16,6 +16,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from mozpool import __version__
 from mozpool.bmm.interfaces import BackendContext
+from mozpool.bmm.netboot import tftproot
+from mozpool.bmm.netboot.boards import boards_of
+from mozpool.bmm.netboot.service import NetbootService
 from mozpool.bmm.registration import Registrar, RegistrationServer
 from mozpool.bmm.registry import NOTHING_BUILT, Registry
 from mozpool.bmm.service import BMM, POWER_LIMIT, STORAGE_LIMIT
@@ -206,6 +209,11 @@ class Daemon:
             heartbeat_file=settings.server.heartbeat_file,
             end_process=end_process,
         )
+        self.netboot = (
+            NetbootService(settings, lambda: boards_of(self.database, self.server_id), self.clock)
+            if settings.netboot.run_dnsmasq
+            else None
+        )
         registrar = Registrar(
             settings.registration, devices, self.database, self.logbook, self.clock, self.rng, self.server_id
         )
@@ -291,6 +299,10 @@ class Daemon:
         log.info("mozpool %s on %s starts", __version__, self.settings.server.fqdn)
         if self.settings.testing.run_fakes:
             self._start_fakes()
+        if self.netboot is not None:
+            assert self.settings.paths.tftp_root is not None  # the service has checked it
+            tftproot.prepare(self.settings.paths.tftp_root, self.settings.netboot.boot_loader)
+            self.netboot.start()
         self.registration.start()
         self.logbook.start()
         self.timers.start()
@@ -362,5 +374,7 @@ class Daemon:
                 log.warning("some work of %s has not ended: its rows have deadlines", lanes.name)
         if self.rack is not None:
             self.rack.stop()
+        if self.netboot is not None:
+            self.netboot.stop()
         self.logbook.stop()
         self.database.dispose()

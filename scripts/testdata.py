@@ -46,7 +46,7 @@ LABEL {name}
     APPEND console=ttyO2,115200n8 ip=dhcp rw mobile-imaging-url=http://%IPADDRESS%:{port}/scripts/{name}-second-stage.sh
 """
 
-SELF_TEST_APPEND = " selftest-config=http://%IPADDRESS%:{port}/scripts/selftest-panda.json syslog-server=%IPADDRESS%"
+SELF_TEST_APPEND = " selftest-config=http://%IPADDRESS%:{port}/scripts/hardware/panda.json syslog-server=%IPADDRESS%"
 
 
 def main(args: list[str], settings: Settings, database: Database) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from mozpool.clock import Deadline
 
-_Address = tuple[socket.AddressFamily, Any]
+Address = tuple[socket.AddressFamily, Any]
 
 
 class PeerError(Exception):
@@ -28,7 +28,7 @@ class Connection:
 
     def __init__(self, host: str, port: int, deadline: Deadline) -> None:
         """Connect to ``host`` (a name or an IP address), trying all its addresses. Raises PeerError."""
-        addresses = _resolve(host, port, deadline)
+        addresses = resolve(host, port, deadline)
         problem = PeerError(f"the host name {host!r} has no address")
         for tried, (family, address) in enumerate(addresses):
             # Shared out evenly, so that an address that swallows everything leaves time for the next one.
@@ -98,7 +98,7 @@ def _allow(sock: socket.socket, deadline: Deadline) -> None:
     sock.settimeout(left)
 
 
-def _resolve(host: str, port: int, deadline: Deadline) -> list[_Address]:
+def resolve(host: str, port: int, deadline: Deadline) -> list[Address]:
     """The addresses of ``host``. Raises PeerError.
 
     The system's resolver takes no time limit, so names are looked up in a thread of their own, which is left
@@ -108,7 +108,7 @@ def _resolve(host: str, port: int, deadline: Deadline) -> list[_Address]:
         return _look_up(host, port, socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         pass
-    answer: list[_Address] = []
+    answer: list[Address] = []
     problem: list[Exception] = []
     done = threading.Event()
 
@@ -128,7 +128,7 @@ def _resolve(host: str, port: int, deadline: Deadline) -> list[_Address]:
     return answer
 
 
-def _look_up(host: str, port: int, flags: int) -> list[_Address]:
+def _look_up(host: str, port: int, flags: int) -> list[Address]:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     return [(family, address) for family, _, _, _, address in found]
 

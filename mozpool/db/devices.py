@@ -140,6 +140,18 @@ def by_address(conn: Connection, address: str) -> list[Device]:
     return [_device(text) for text in conn.scalars(_BY_ADDRESS, {"device_address": address})]
 
 
+_NETWORK_PLACES = (
+    select(devices.c.name, devices.c.mac_address, func.coalesce(devices.c.address, devices.c.fqdn))
+    .where(devices.c.imaging_server_id == bindparam("server"))
+    .order_by(devices.c.id)
+)
+
+
+def network_places(conn: Connection, imaging_server_id: int) -> list[tuple[str, str, str]]:
+    """(name, MAC address, address) of all devices of an imaging server."""
+    return [(row[0], row[1], row[2]) for row in conn.execute(_NETWORK_PLACES, {"server": imaging_server_id})]
+
+
 def own_backends(conn: Connection, device_id: int) -> dict[str, Any]:
     """What the device's own column ``backends`` says, without what its hardware type says."""
     return loads_object(conn.scalar(select(devices.c.backends).where(devices.c.id == device_id)))

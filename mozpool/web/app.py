@@ -20,7 +20,7 @@ from mozpool.lifeguard import api as lifeguard_api
 from mozpool.pool import api as pool_api
 from mozpool.pool.repeats import Repeats
 from mozpool.precedence import Precedence
-from mozpool.web import errors, openapi, origins, views
+from mozpool.web import errors, files, openapi, origins, views
 from mozpool.web.services import Services
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def bare_app() -> APIFlask:
     app.config["MAX_FORM_MEMORY_SIZE"] = MAX_BODY
     errors.register(app)
     openapi.register(app)
-    for blueprint in (pool_api.blueprint, lifeguard_api.blueprint, bmm_api.blueprint, views.blueprint):
+    for blueprint in (pool_api.blueprint, lifeguard_api.blueprint, bmm_api.blueprint, files.blueprint, views.blueprint):
         app.register_blueprint(blueprint)
     return app
 

@@ -1,0 +1,80 @@
+#!/bin/sh
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+# Second stage: a disk image, written as it is. Boot config: image (URL of .img, .img.gz, .img.xz or .img.bz2),
+# sha256 (of the file that is downloaded; optional), size (in bytes, of the disk image once unpacked; optional).
+#
+# What fits in memory is downloaded and compared before anything is written. What doesn't is written while it is
+# downloaded. Either way the disk is read again and compared with what was written.
+
+# shellcheck source=scripts/board/mozpool.sh
+. "${MOZPOOL_ROOT:-}/lib/mozpool/mozpool.sh"
+
+# wanted KEY: print an optional value of the boot config.
+wanted() {
+    boot_config "$1"
+    [ $? -ne 2 ]
+}
+
+image=$(wanted image) || die "no boot config"
+sha256=$(wanted sha256) || die "no boot config"
+size=$(wanted size) || die "no boot config"
+[ -n "$image" ] || die "the boot config has no image"
+if [ -n "$sha256" ]; then
+    sha256=$(clean_checksum "$sha256" | grep -x '.\{64\}') || die "the boot config's sha256 is no SHA-256"
+else
+    say "the boot config has no sha256: the download will not be compared"
+fi
+case $size in
+    *[!0-9]*) die "the boot config's size is no number of bytes" ;;
+esac
+
+event raw_downloading
+target=$(disk)
+need_disk "$target"
+persist _head "$image" || die "$WHY"
+promised=$(_promised_size)
+if [ -n "$promised" ] && _fits "$promised"; then
+    say "downloading $image ($promised bytes)"
+    source=$RUN/image
+    fetch "$image" "$source" "$sha256" || die "$WHY"
+    # Without a checksum this shows before anything is written that the file is whole.
+    [ -n "$sha256" ] || "$(_unpacker "$image")" -c <"$source" >/dev/null || die "$image cannot be unpacked"
+else
+    say "$image is too large for the memory: writing while downloading"
+    source=$image
+fi
+
+event raw_writing
+rm -f "$RUN/packed" "$RUN/plain" "$RUN/bytes"
+mkfifo "$RUN/packed" "$RUN/plain" "$RUN/bytes"
+sha256sum <"$RUN/packed" | cut -d ' ' -f 1 >"$RUN/packed.sum" &
+first=$!
+sha256sum <"$RUN/plain" | cut -d ' ' -f 1 >"$RUN/plain.sum" &
+second=$!
+wc -c <"$RUN/bytes" >"$RUN/bytes.count" &
+third=$!
+_source "$source" | tee "$RUN/packed" | "$(_unpacker "$image")" -c | tee "$RUN/plain" "$RUN/bytes" |
+    dd of="$target" bs=1M iflag=fullblock conv=notrunc,fsync 2>"$RUN/dd"
+status=$?
+wait "$first" "$second" "$third"
+[ "$status" -eq 0 ] || die "could not write $image to $target: $(tail -n 1 "$RUN/dd")"
+rm -f "$RUN/image"
+written=$(awk '{ print $1 }' "$RUN/bytes.count")
+[ "$written" -gt 0 ] || die "$image is empty"
+if [ -n "$sha256" ] && [ "$(cat "$RUN/packed.sum")" != "$sha256" ]; then
+    die "$image: its checksum is $(cat "$RUN/packed.sum") and should be $sha256"
+fi
+if [ -n "$size" ] && [ "$written" -ne "$size" ]; then
+    die "$image has $written bytes and should have $size"
+fi
+
+sync
+# Or the kernel would answer from its memory.
+echo 3 >"$ROOT/proc/sys/vm/drop_caches"
+found=$(dd if="$target" bs=1M iflag=fullblock,count_bytes count="$written" 2>"$RUN/dd" | sha256sum | cut -d ' ' -f 1)
+[ "$found" = "$(cat "$RUN/plain.sum")" ] || die "$target does not hold what was written to it"
+say "wrote and compared $written bytes on $target"
+event raw_rebooting
+restart
