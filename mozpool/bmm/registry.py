@@ -23,13 +23,22 @@ from mozpool.errors import NoSuchBackend
 log = logging.getLogger(__name__)
 
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
-    "power": {"proxr": "mozpool.bmm.backends.proxr:ProXRPower"},
+    "power": {
+        "proxr": "mozpool.bmm.backends.proxr:ProXRPower",
+        "command": "mozpool.bmm.backends.command:CommandPower",
+        "pdudaemon": "mozpool.bmm.backends.pdudaemon:PDUDaemonPower",
+        "redfish": "mozpool.bmm.backends.redfish:RedfishPower",
+    },
     "boot": {"pxe": "mozpool.bmm.backends.pxe:PXEBoot"},
     "probe": {
         "fping": "mozpool.bmm.backends.fping:FpingProbe",
+        "adb": "mozpool.bmm.backends.adb:AdbProbe",
         "echo": "mozpool.fakes.echo:EchoProbe",
     },
-    "agent": {"sut": "mozpool.bmm.backends.sut:SUTAgent"},
+    "agent": {
+        "sut": "mozpool.bmm.backends.sut:SUTAgent",
+        "adb": "mozpool.bmm.backends.adb:AdbAgent",
+    },
 }
 """What a bare checkout has: interface, backend's name, where its class is. Imported when first used."""
 

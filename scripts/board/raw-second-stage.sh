@@ -2,7 +2,7 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-# Second stage: a disk image, written as it is. Boot config: image (URL of .img, .img.gz, .img.xz or .img.bz2),
+# Second stage: a disk image, written as it is. Boot config: image_url (of a .img, .img.gz, .img.xz or .img.bz2),
 # sha256 (of the file that is downloaded; optional), size (in bytes, of the disk image once unpacked; optional).
 #
 # What fits in memory is downloaded and compared before anything is written. What doesn't is written while it is
@@ -17,10 +17,10 @@ wanted() {
     [ $? -ne 2 ]
 }
 
-image=$(wanted image) || die "no boot config"
+image=$(wanted image_url) || die "no boot config"
 sha256=$(wanted sha256) || die "no boot config"
 size=$(wanted size) || die "no boot config"
-[ -n "$image" ] || die "the boot config has no image"
+[ -n "$image" ] || die "the boot config has no image_url"
 if [ -n "$sha256" ]; then
     sha256=$(clean_checksum "$sha256" | grep -x '.\{64\}') || die "the boot config's sha256 is no SHA-256"
 else

@@ -15,6 +15,7 @@ import pytest
 from mozpool.bmm.interfaces import BackendContext
 from mozpool.clock import Clock, Deadline
 from tests.contract.peers import Peer
+from tests.contract.real_peers import AdbDevice, AdbServer, PDUDaemon, RedfishEmulator
 
 P = TypeVar("P", bound=Peer)
 
@@ -60,3 +61,31 @@ def closed_port() -> int:
     """A port of 127.0.0.1 on which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def pdudaemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PDUDaemon]:
+    """The real pdudaemon."""
+    with PDUDaemon(tmp_path_factory.mktemp("pdudaemon")).run() as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedfishEmulator]:
+    """OpenStack's Redfish emulator."""
+    with RedfishEmulator(tmp_path_factory.mktemp("redfish")).run() as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdbServer]:
+    """The real adb server."""
+    with AdbServer(tmp_path_factory.mktemp("adb")).run() as server:
+        yield server
+
+
+@pytest.fixture
+def adb_device() -> Iterator[AdbDevice]:
+    """A fake device that the adb server can connect to."""
+    with AdbDevice() as device:
+        yield device

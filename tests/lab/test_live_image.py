@@ -262,6 +262,7 @@ def payload(images: Path) -> dict[str, bytes]:
     return {"vmlinuz": (images / "vmlinuz").read_bytes(), "initrd.img": initrd()}
 
 
+@pytest.mark.long
 def test_raw_writes_a_disk_that_boots(lab):
     image = lab.folder / "raw.img"
     shutil.copy(lab.images / "preseed.img", image)
@@ -273,7 +274,7 @@ def test_raw_writes_a_disk_that_boots(lab):
     lab.disk.write_bytes(b"")
     os.truncate(lab.disk, 64 << 20)
     lab.web.boot_config = {
-        "image": f"{lab.web.url}/raw.img.gz",
+        "image_url": f"{lab.web.url}/raw.img.gz",
         "sha256": hashlib.sha256(packed).hexdigest(),
         "size": 64 << 20,
     }
@@ -285,6 +286,7 @@ def test_raw_writes_a_disk_that_boots(lab):
     machine.wait("the line of the installed system", lambda: SAYS in machine.text())
 
 
+@pytest.mark.long
 def test_b2g_fills_partitions_and_the_disk_boots_what_it_brought(lab):
     base = lab.web.folder / "b2g"
     base.mkdir()

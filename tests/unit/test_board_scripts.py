@@ -533,7 +533,7 @@ PACKED = {
 def raw(board: Board, name: str = "d.img.gz", content: bytes | None = None, **config: object) -> Path:
     """Prepare an installation; returns the disk, which has old content."""
     board.server.files[f"/images/{name}"] = PACKED[name] if content is None else content
-    board.boot_config(image=f"{board.server.url}/images/{name}", **config)
+    board.boot_config(image_url=f"{board.server.url}/images/{name}", **config)
     disk = board.root / "dev/vda"
     disk.write_bytes(b"old!" * 1_000_000)
     return disk
@@ -627,11 +627,11 @@ def test_raw_fails_on_a_full_disk(board):
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ({}, "has no image"),
-        ({"image": {}}, "neither a text nor a number"),
-        ({"image": "http://x/", "sha256": "abc"}, "no SHA-256"),
-        ({"image": "http://x/", "sha256": "a" * 32}, "no SHA-256"),
-        ({"image": "http://x/", "size": "1 MB"}, "no number of bytes"),
+        ({}, "has no image_url"),
+        ({"image_url": {}}, "neither a text nor a number"),
+        ({"image_url": "http://x/", "sha256": "abc"}, "no SHA-256"),
+        ({"image_url": "http://x/", "sha256": "a" * 32}, "no SHA-256"),
+        ({"image_url": "http://x/", "size": "1 MB"}, "no number of bytes"),
     ],
 )
 def test_raw_says_what_is_wrong_with_the_boot_config(board, config, why):

@@ -251,8 +251,7 @@ def test_configuration_samples_can_be_read():
         parser.read_string(block)
         for section in parser.sections():
             spec = SECTIONS[section]
-            assert isinstance(spec, type)
-            assert set(parser[section]) <= set(keys(spec))
+            assert not isinstance(spec, type) or set(parser[section]) <= set(keys(spec))
 
 
 def test_python_samples_are_python():

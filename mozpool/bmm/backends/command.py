@@ -1,0 +1,269 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Power by any program: ``[commands]`` of the configuration says what is run.
+
+``NAME.on``, ``NAME.off`` and ``NAME.status`` are argument lists for the devices with the option ``command = NAME``.
+There is no shell: a ``{placeholder}`` is replaced inside its argument, which is never split again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import IO
+
+from mozpool.bmm.interfaces import BackendContext, Power, Target
+from mozpool.clock import Deadline
+from mozpool.errors import BadInput, HardwareError
+
+OFF_TIME = 1.0
+"""Seconds that a device stays without power in a power cycle."""
+
+SETTLING = 5.0
+"""Seconds within which the status must agree after a switch."""
+
+OUTPUT_LIMIT = 64 * 1024
+"""Bytes that are kept of each of a program's outputs: the last ones."""
+
+_PAUSE = 0.5
+_SHOWN = 200
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "PATH", "TZ")
+"""What a program sees of this process's environment; tokens of other services are no business of it."""
+
+
+class CommandPower(Power):
+    """Runs programs; their exit status 0 means done. The status program prints ``on`` or ``off``."""
+
+    def __init__(self, context: BackendContext) -> None:
+        self._clock = context.clock
+        self._commands = context.commands
+        self._off_time = OFF_TIME / context.speed
+        self._settling = SETTLING / context.speed
+        self._pause = _PAUSE / context.speed
+
+    def lane(self, device: Target) -> str:
+        """``command:LANE`` with the option ``lane``, else ``command:NAME:DEVICE``. Raises HardwareError."""
+        name = _name_of(device, "power control")
+        lane = device.options.get("lane")
+        if lane is None:
+            return f"command:{name}:{device.name}"
+        if not lane or len(lane) > _SHOWN or not lane.isprintable():
+            reason = f"its option lane, {lane[:_SHOWN]!r}, is not 1 to {_SHOWN} printable characters"
+            raise HardwareError(device.name, "power control", reason)
+        return f"command:{lane}"
+
+    def power_cycle(self, device: Target, deadline: Deadline) -> None:
+        """Off, read back, wait, on, read back. Raises HardwareError."""
+        operation = "power cycle"
+        # Before the power is cut: whether it can be restored at all.
+        off, on, status = (self._command(device, operation, action) for action in ("off", "on", "status"))
+        try:
+            self._switch(device, operation, off, status, deadline, power=False)
+            self._clock.sleep(deadline.remaining(self._off_time))
+            self._switch(device, operation, on, status, deadline, power=True)
+        except HardwareError as e:
+            raise HardwareError(device.name, operation, f"{e.reason}; the device may be without power") from e
+
+    def power_off(self, device: Target, deadline: Deadline) -> None:
+        """Cut the power and read back. Raises HardwareError."""
+        operation = "power off"
+        off, status = (self._command(device, operation, action) for action in ("off", "status"))
+        self._switch(device, operation, off, status, deadline, power=False)
+
+    def power_on(self, device: Target, deadline: Deadline) -> None:
+        """Restore the power and read back. Raises HardwareError."""
+        operation = "power on"
+        on, status = (self._command(device, operation, action) for action in ("on", "status"))
+        self._switch(device, operation, on, status, deadline, power=True)
+
+    def is_on(self, device: Target, deadline: Deadline) -> bool | None:
+        """What the status program prints; None where there is none. Raises HardwareError."""
+        return self._status(device, "power status", self._command(device, "power status", "status"), deadline)
+
+    def test(self, lane: str, deadline: Deadline) -> None:
+        """Raises BadInput: what is behind a program can't be asked without a device."""
+        raise BadInput.value("lane", lane, "one that can be tested: programs are run for devices only")
+
+    def _command(self, device: Target, operation: str, action: str) -> list[str] | None:
+        """The argument list for ``action``; None where there is no status program. Raises HardwareError."""
+        key = f"{_name_of(device, operation)}.{action}"
+        # configparser reads keys in lower case.
+        template = self._commands.get(key, self._commands.get(key.lower()))
+        if template is None:
+            if action == "status":
+                return None
+            raise HardwareError(device.name, operation, f"[commands] has no {key}")
+        try:
+            return fill_in(template, device)
+        except ValueError as e:
+            raise HardwareError(device.name, operation, f"[commands] {key}: {e}") from e
+
+    def _switch(
+        self,
+        device: Target,
+        operation: str,
+        command: list[str] | None,
+        status: list[str] | None,
+        deadline: Deadline,
+        *,
+        power: bool,
+    ) -> None:
+        assert command is not None
+        _run(device, operation, command, deadline)
+        settling = deadline.within(self._settling)
+        while (has_power := self._status(device, operation, status, deadline)) is not None and has_power is not power:
+            if settling.expired:
+                reason = f"its status is {_word(has_power)} after it was switched {_word(power)}"
+                raise HardwareError(device.name, operation, reason)
+            self._clock.sleep(settling.remaining(self._pause))
+
+    def _status(self, device: Target, operation: str, command: list[str] | None, deadline: Deadline) -> bool | None:
+        if command is None:
+            return None
+        answer = _run(device, operation, command, deadline).strip()
+        if answer.lower() not in ("on", "off"):
+            reason = f"{command[0]} printed {_shown(answer)} where on or off was expected"
+            raise HardwareError(device.name, operation, reason)
+        return answer.lower() == "on"
+
+
+def fill_in(template: Sequence[str], device: Target) -> list[str]:
+    """The arguments with the device's own values for ``{name}``, ``{address}``, ``{mac_address}`` and ``{OPTION}``.
+
+    Braces around anything else than such a word stay. A value must not turn its argument into an option: one that
+    begins with a dash is only put behind other text, or behind an argument ``--``. The program itself is never
+    replaced. Raises ValueError, whose text completes a sentence about the template.
+    """
+    values = {**device.options, "name": device.name, "address": device.address, "mac_address": device.mac_address}
+    program, *arguments = template
+    if _PLACEHOLDER.search(program):
+        raise ValueError("the program must not have a placeholder")
+    filled = [program]
+    for argument in arguments:
+        text = _PLACEHOLDER.sub(lambda match: _value(match[1], values), argument)
+        if text.startswith("-") and not argument.startswith("-") and "--" not in template[: len(filled)]:
+            raise ValueError(f"{argument} becomes {text[:80]!r}, which would pass for an option (put -- before it)")
+        filled.append(text)
+    return filled
+
+
+def _value(name: str, values: Mapping[str, str]) -> str:
+    value = values.get(name)
+    if not value:
+        raise ValueError(f"the device has no option {name}")
+    if not value.isprintable():
+        raise ValueError(f"the device's {name}, {value[:80]!r}, is not one line of text")
+    return value
+
+
+def _name_of(device: Target, operation: str) -> str:
+    """The option ``command``. Raises HardwareError."""
+    name = device.options.get("command")
+    if name is None:
+        raise HardwareError(device.name, operation, "it has no option command")
+    if not _NAME.fullmatch(name):
+        reason = f"its option command, {name[:80]!r}, is not a name of letters, digits and . _ -"
+        raise HardwareError(device.name, operation, reason)
+    return name
+
+
+def _run(device: Target, operation: str, command: list[str], deadline: Deadline) -> str:
+    """Run a program and return what it printed (its last part). Raises HardwareError.
+
+    It is over when the program has ended, or at the deadline, when the program is killed with all that it started.
+    """
+    program = command[0]
+    if deadline.expired:
+        raise HardwareError(device.name, operation, f"no time was left to run {program}")
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise HardwareError(device.name, operation, f"cannot run {program}: {reason}") from e
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout as stdout, process.stderr as stderr:
+        try:
+            output, errors = _collect(process.pid, stdout, stderr, deadline)
+        except BaseException as e:
+            # Not reaped yet, so the group is still this program's.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+            if isinstance(e, TimeoutError):
+                reason = f"{program} was not done within {deadline.seconds:.3g} s and was killed"
+                raise HardwareError(device.name, operation, reason) from None
+            raise
+    code = process.wait()
+    if code:
+        end = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+        lines = errors.decode(errors="replace").strip().splitlines()
+        raise HardwareError(device.name, operation, f"{program} {end}: {_shown(lines[-1]) if lines else 'no message'}")
+    return output.decode(errors="replace")
+
+
+def _collect(pid: int, stdout: IO[bytes], stderr: IO[bytes], deadline: Deadline) -> tuple[bytearray, bytearray]:
+    """The last part of both outputs, until the process has ended. Raises TimeoutError at the deadline.
+
+    What it started and left behind may keep the outputs open, so their end is not waited for.
+    """
+    kept = {stdout.fileno(): bytearray(), stderr.fileno(): bytearray()}
+    for descriptor in kept:
+        os.set_blocking(descriptor, False)
+    ended = os.pidfd_open(pid)
+    try:
+        with selectors.DefaultSelector() as selector:
+            for descriptor in (ended, *kept):
+                selector.register(descriptor, selectors.EVENT_READ)
+            while True:
+                ready = [key.fd for key, _ in selector.select(deadline.remaining())]
+                # In this order: what was printed before the end is there when the end is seen.
+                for descriptor in kept.keys() if ended in ready else kept.keys() & set(ready):
+                    if not _drain(descriptor, kept[descriptor]) and descriptor in selector.get_map():
+                        selector.unregister(descriptor)
+                if ended in ready:
+                    return kept[stdout.fileno()], kept[stderr.fileno()]
+                if deadline.expired:
+                    raise TimeoutError
+    finally:
+        os.close(ended)
+
+
+def _drain(descriptor: int, kept: bytearray) -> bool:
+    """Read what is there, at most a few times a pipe's room; answer whether more may come."""
+    for _ in range(8):
+        try:
+            data = os.read(descriptor, OUTPUT_LIMIT)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        kept += data
+        del kept[:-OUTPUT_LIMIT]
+    return True
+
+
+def _shown(text: str) -> str:
+    """A program's words for a message: printable and short."""
+    return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")
+
+
+def _word(power: bool) -> str:
+    return "on" if power else "off"
