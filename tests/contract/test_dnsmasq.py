@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from mozpool import config
 from mozpool.bmm.backends.pxe import PXEBoot
 from mozpool.bmm.interfaces import BackendContext, Target
 from mozpool.bmm.netboot import dnsmasq, service
@@ -31,6 +32,7 @@ from mozpool.bmm.netboot.boards import Board
 from mozpool.cli.newdevice import NewDevice, add
 from mozpool.clock import Clock, Deadline
 from mozpool.config import Netboot, Settings, load
+from mozpool.daemon import Daemon
 from mozpool.db import images, schema
 from mozpool.db.engine import Database
 
@@ -295,28 +297,34 @@ class Lab:
                 return answer
 
     def read(self, name: str) -> bytes:
-        """A file by TFTP (RFC 1350). Raises FileNotFoundError."""
-        with inside(self.names[1]), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(1)
-            sent, where = b"\0\1" + name.encode() + b"\0octet\0", (SERVER, 69)
-            content, block = b"", 1
-            end = time.monotonic() + PATIENCE
-            while time.monotonic() < end:
-                sock.sendto(sent, where)
-                try:
-                    data, peer = sock.recvfrom(2048)
-                except (TimeoutError, ConnectionRefusedError):
-                    continue
-                kind, number = struct.unpack("!HH", data[:4])
-                if kind == 5:
-                    raise FileNotFoundError(data[4:])
-                if (kind, number) == (3, block & 0xFFFF):
-                    content += data[4:]
-                    sent, where, block = b"\0\4" + data[2:4], peer, block + 1
-                    if len(data) < 516:
-                        sock.sendto(sent, where)
-                        return content
-        raise AssertionError(f"{name} was not read: {self.log.read_text()}")
+        """A file by TFTP. Raises FileNotFoundError."""
+        with inside(self.names[1]):
+            return read_by_tftp(SERVER, name, self.log)
+
+
+def read_by_tftp(server: str, name: str, log: Path | None = None) -> bytes:
+    """A file (RFC 1350). Raises FileNotFoundError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(1)
+        sent, where = b"\0\1" + name.encode() + b"\0octet\0", (server, 69)
+        content, block = b"", 1
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            sock.sendto(sent, where)
+            try:
+                data, peer = sock.recvfrom(2048)
+            except (TimeoutError, ConnectionRefusedError):
+                continue
+            kind, number = struct.unpack("!HH", data[:4])
+            if kind == 5:
+                raise FileNotFoundError(data[4:])
+            if (kind, number) == (3, block & 0xFFFF):
+                content += data[4:]
+                sent, where, block = b"\0\4" + data[2:4], peer, block + 1
+                if len(data) < 516:
+                    sock.sendto(sent, where)
+                    return content
+    raise AssertionError(f"{name} was not read: {log.read_text() if log else ''}")
 
 
 @contextmanager
@@ -448,3 +456,29 @@ def test_dnsmasq_comes_back_and_ends_with_its_service(needs_network):
         made.process.wait()
         until(lambda: not Path(f"/proc/{pid}").exists(), "dnsmasq ends with its service")
         assert made.processes() == []
+
+
+@pytest.mark.lab
+def test_the_daemon_runs_dnsmasq_itself_where_it_is_told_to(needs_network, sqlite_url):
+    directory = Path(tempfile.mkdtemp(prefix="mozpool-lab-"))
+    directory.chmod(0o755)
+    address = "127.69.0.1"
+    settings = Settings(
+        database=config.Database(engine=sqlite_url),
+        server=config.Server(fqdn="tftp.example.com", ipaddress=address),
+        paths=config.Paths(tftp_root=directory / "tftp"),
+        netboot=Netboot(run_dnsmasq=True, mode="tftp"),
+    )
+    (directory / "tftp").mkdir()
+    try:
+        daemon = Daemon(settings)
+        daemon.start()
+        try:
+            assert read_by_tftp(address, "lpxelinux.0") == Path("/usr/lib/PXELINUX/lpxelinux.0").read_bytes()
+            assert b"LOCALBOOT" in read_by_tftp(address, "pxelinux.cfg/default").upper()
+        finally:
+            daemon.stop()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind((address, 69))  # nobody has it any more
+    finally:
+        shutil.rmtree(directory)

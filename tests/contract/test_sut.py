@@ -284,6 +284,13 @@ def test_uptime_is_none_when_the_agent_only_warns(start, agent, seconds):
     assert agent.uptime(device(peer.port), seconds(5)) is None
 
 
+def test_uptime_does_not_wait_long_for_a_board_that_is_booting(start, agent, seconds):
+    """As a connection that is accepted before there is an agent behind it."""
+    peer = start(AgentPeer(greeting=SILENCE))
+    with pytest.raises(HardwareError, match="no answer within 3 s"):
+        agent.uptime(device(peer.port), seconds(60))
+
+
 def test_uptime_fails_when_there_is_no_agent(agent, seconds, closed_port):
     with pytest.raises(HardwareError):
         agent.uptime(device(closed_port), seconds(5))

@@ -37,6 +37,10 @@ _TRY_PAUSE = 1.0
 _REBOOT_PATIENCE = 5.0
 """Seconds for an agent to close the connection, or to refuse, after it was asked to reboot."""
 
+_PROMPT_PATIENCE = 3.0
+"""Seconds until the first prompt of an agent that is only asked for its uptime: connections to boards that are booting
+may hang, and the next attempt comes within a second."""
+
 # Searched for in short pieces only: what an agent sends must not make a regular expression slow.
 _RETURN_CODE = re.compile(r"return code \[(-?[0-9]{1,10})\]\Z")
 _VERSION = re.compile(r"\S+ Version \S+")
@@ -115,7 +119,7 @@ class SUTAgent(Agent):
 
     def uptime(self, device: Target, deadline: Deadline) -> float | None:
         """Seconds since boot by ``info uptime``; None when the answer can't be read. Raises HardwareError."""
-        with self._talk(device, "agent's uptime", deadline) as agent:
+        with self._talk(device, "agent's uptime", deadline, prompt_limit=_PROMPT_PATIENCE) as agent:
             return parse_uptime(agent.ask("info uptime"))
 
     def run(self, device: Target, command: Sequence[str], deadline: Deadline) -> CommandResult:
@@ -136,12 +140,19 @@ class SUTAgent(Agent):
         return CommandResult(answer, None)
 
     @contextmanager
-    def _talk(self, device: Target, operation: str, deadline: Deadline) -> Iterator[_Conversation]:
-        """A conversation with the device's agent; its failures leave as HardwareError."""
+    def _talk(
+        self, device: Target, operation: str, deadline: Deadline, prompt_limit: float | None = None
+    ) -> Iterator[_Conversation]:
+        """A conversation with the device's agent; its failures leave as HardwareError.
+
+        The first prompt must come within ``prompt_limit`` seconds, or as soon as other answers.
+        """
         port = device.options.get("sut_port", str(DEFAULT_PORT))
         if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535):
             raise HardwareError(device.name, operation, f"its option sut_port, {port!r}, is not a port from 1 to 65535")
-        agent = _Conversation(device.address, int(port), deadline, self.command_limit)
+        agent = _Conversation(
+            device.address, int(port), deadline, self.command_limit, prompt_limit or self.command_limit
+        )
         try:
             yield agent
         except (PeerError, _AgentError) as e:
@@ -167,11 +178,12 @@ class SUTAgent(Agent):
 class _Conversation:
     """One connection at a time to one agent, made when the first command needs it."""
 
-    def __init__(self, host: str, port: int, deadline: Deadline, command_limit: float) -> None:
+    def __init__(self, host: str, port: int, deadline: Deadline, command_limit: float, prompt_limit: float) -> None:
         self._host = host
         self._port = port
         self.deadline = deadline
         self._limit = command_limit
+        self._prompt_limit = prompt_limit
         self._connection: Connection | None = None
         self._arrived = bytearray()
 
@@ -235,7 +247,7 @@ class _Conversation:
     def _connected(self) -> Connection:
         """The connection, at the agent's prompt. Raises PeerError."""
         if self._connection is None:
-            deadline = self.deadline.within(self._limit)
+            deadline = self.deadline.within(self._prompt_limit)
             self._connection = Connection(self._host, self._port, deadline)
             try:
                 greeting = self._read_to_prompt(self._connection, deadline)
