@@ -169,7 +169,7 @@ class SimulatedPower(Power):
         """That of its relay board."""
         if device.relay_info is None:
             raise HardwareError(device.name, "power", "no relay_info")
-        return f"relay:{RelayInfo.parse(device.relay_info).board}"
+        return f"simulated:{RelayInfo.parse(device.relay_info).board}"
 
     def power_cycle(self, device: Target, deadline: Deadline) -> None:
         """Off, and on again."""

@@ -87,6 +87,12 @@ def holds(rack: Rack, request: Request, build: str) -> None:
     assert "mobile-imaging-url" not in run(rack, request, "cat", "/proc/cmdline")
 
 
+def only_cycled_power(states: Sequence[str]) -> None:
+    """See that a board was not installed again, but proven."""
+    assert in_order(["pc_power_cycling", "pc_rebooting", *PROVING], states)
+    assert not set(states) & {"start_pxe_boot", *NETBOOT, *INSTALLING["raw"]}
+
+
 def full_cycle(rack: Rack, image: str) -> None:
     """Ask for a board with an image, which is installed, proven and lent, and give it back."""
     request = rack.client.wait_ready(ask(rack, image).id, timeout=INSTALL_LIMIT)
@@ -117,7 +123,7 @@ def test_three_tarballs_are_installed_on_the_partitions_of_a_board(start_rack: S
 
 
 @pytest.mark.long
-def test_two_boards_are_installed_at_once(start_rack: StartRack) -> None:
+def test_two_boards_are_installed_at_once_and_lent_again_as_they_are(start_rack: StartRack) -> None:
     rack = start_rack(2)
     asked = [ask(rack, "raw") for _ in range(2)]
     requests = [rack.client.wait_ready(request.id, timeout=INSTALL_LIMIT) for request in asked]
@@ -126,7 +132,14 @@ def test_two_boards_are_installed_at_once(start_rack: StartRack) -> None:
         holds(rack, request, "raw-1")
     begun = [rack.powered_on(name)[0] for name in rack.names]
     assert max(begun) - min(begun) < 60, "one waited for the other"
+    before = {name: len(rack.states(name)) for name in rack.names}
     for request in requests:
+        give_back(rack, request)
+    asked = [ask(rack, "raw") for _ in range(2)]
+    for request in [rack.client.wait_ready(again.id, timeout=BOOT_LIMIT) for again in asked]:
+        assert request.assigned_device is not None
+        only_cycled_power(rack.states(request.assigned_device)[before[request.assigned_device] :])
+        holds(rack, request, "raw-1")
         give_back(rack, request)
 
 
@@ -142,8 +155,7 @@ def test_a_board_that_holds_the_image_already_only_cycles_power(
         request = rack.client.wait_ready(ask(rack, "raw").id, timeout=BOOT_LIMIT)
         ready = time.monotonic()
     states = rack.states("board1")[before:]
-    assert in_order(["pc_power_cycling", "pc_rebooting", *PROVING], states)
-    assert not set(states) & {"start_pxe_boot", *NETBOOT, *INSTALLING["raw"]}
+    only_cycled_power(states)
     holds(rack, request, "raw-1")
     give_back(rack, request)
 

@@ -42,6 +42,7 @@ _MISSING = [name for name in NEEDED if not shutil.which(name)]
 
 pytestmark = [
     pytest.mark.lab,
+    pytest.mark.long,
     pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(bool(_MISSING), reason=f"needs {', '.join(_MISSING)}"),
@@ -262,7 +263,6 @@ def payload(images: Path) -> dict[str, bytes]:
     return {"vmlinuz": (images / "vmlinuz").read_bytes(), "initrd.img": initrd()}
 
 
-@pytest.mark.long
 def test_raw_writes_a_disk_that_boots(lab):
     image = lab.folder / "raw.img"
     shutil.copy(lab.images / "preseed.img", image)
@@ -286,7 +286,6 @@ def test_raw_writes_a_disk_that_boots(lab):
     machine.wait("the line of the installed system", lambda: SAYS in machine.text())
 
 
-@pytest.mark.long
 def test_b2g_fills_partitions_and_the_disk_boots_what_it_brought(lab):
     base = lab.web.folder / "b2g"
     base.mkdir()

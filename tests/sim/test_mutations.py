@@ -16,7 +16,7 @@ from mozpool.simulate.explore import first_failure
 from mozpool.simulate.scenario import Scenario, rough
 from tests.sim.mutations import MUTATIONS
 
-SEEDS = 40
+SEEDS = 100
 """At most; the simulation of correct code runs five times as many (see test_seeds)."""
 
 

@@ -160,7 +160,7 @@ WRONG = [
     (("x", *MAC, "--labels", f"a={'v' * 191}"), "--labels: "),
     (("x", *MAC, "--power", "magic"), "--power: 'magic' is not a power backend; there "),
     (("x", *MAC, "--boot", "magic"), "--boot: 'magic' is not a boot backend; there "),
-    (("x", *MAC, "--probe", "magic"), "--probe: 'magic' is not a probe backend; there are echo, fping"),
+    (("x", *MAC, "--probe", "magic"), "--probe: 'magic' is not a probe backend; there are adb, echo, fping"),
     (("x", *MAC, "--agent", "magic"), "--agent: 'magic' is not an agent backend; there "),
     (("x", *MAC, "--server", "three"), "--server: 'three' is not an imaging server that was started once; there are"),
     (("x",), "Missing option '--mac'"),

@@ -33,7 +33,13 @@ def test_what_is_no_port_is_told_with_the_way_to_name_a_file(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "exist"), [("power", "proxr"), ("boot", "pxe"), ("probe", "echo, fping"), ("agent", "sut")]
+    ("key", "exist"),
+    [
+        ("power", "command, pdudaemon, proxr, redfish"),
+        ("boot", "pxe"),
+        ("probe", "adb, echo, fping"),
+        ("agent", "adb, sut"),
+    ],
 )
 def test_a_backend_that_does_not_exist_stops_the_start(tmp_path: Path, key: str, exist: str) -> None:
     file = tmp_path / "mozpool.ini"
