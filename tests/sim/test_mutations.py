@@ -13,10 +13,11 @@ import pytest
 
 from mozpool.fakes.board import Behaviour
 from mozpool.simulate.explore import first_failure
+from mozpool.simulate.faults import Rates
 from mozpool.simulate.scenario import Scenario, rough
 from tests.sim.mutations import MUTATIONS
 
-SEEDS = 100
+SEEDS = 40
 """At most; the simulation of correct code runs five times as many (see test_seeds)."""
 
 
@@ -28,12 +29,29 @@ def hostile() -> Scenario:
     return replace(scenario, rates=rates, kinds=tuple(replace(kind, behaviour=boards) for kind in scenario.kinds))
 
 
+def crowded() -> Scenario:
+    """Few boards that all work, and many who wait: where the order of the queue matters."""
+    scenario = hostile()
+    boards = Behaviour().reliable()
+    return replace(
+        scenario,
+        rates=replace(Rates.none(), deadlock=0.02),
+        kinds=tuple(replace(kind, count=max(3, kind.count // 4), behaviour=boards) for kind in scenario.kinds),
+        loads=tuple(replace(load, bursts=3 * load.bursts, wait=3000) for load in scenario.loads),
+    )
+
+
 def found(name: str) -> tuple[str, str | None]:
     """The mutation's name, and how it showed; None when it did not."""
     with pytest.MonkeyPatch.context() as patch:
         MUTATIONS[name](patch)
-        result = first_failure(hostile(), map(str, range(SEEDS)))
+        scenario = crowded() if name == "the_queue_has_no_order" else hostile()
+        result = first_failure(scenario, map(str, range(SEEDS)))
     return name, None if result is None else f"seed {result.seed}, {result.violation}"
+
+
+def test_correct_code_keeps_the_order_of_a_crowded_queue() -> None:
+    assert first_failure(crowded(), ["0", "1"]) is None
 
 
 @pytest.mark.slow
