@@ -273,7 +273,9 @@ def test_log_lines_are_written_even_when_nobody_looked_after_the_partitions(negl
 
 
 @pytest.mark.mysql
-@pytest.mark.parametrize("moment", [NOW.strftime("%Y-%m-%d %H:%M:%S"), "2037-01-01 00:00:00", "nonsense"])
+@pytest.mark.parametrize(
+    "moment", [NOW.strftime("%Y-%m-%d %H:%M:%S"), "2037-01-01 00:00:00", "nonsense"], ids=["now", "far", "nonsense"]
+)
 def test_lines_from_rsyslog_are_written_then_too(neglected: Database, mariadb: MariaDB, moment: str):
     device_id = Rows(neglected).device(name="panda-0001")
     mariadb.execute("CALL insert_device_log_entry('panda-0001', %s, 'x', 'hello')", moment, name="mozpool_shared")

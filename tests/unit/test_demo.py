@@ -57,7 +57,7 @@ def test_it_lends_a_device_and_stays_up_until_ctrl_c(tmp_path):
         process.stdout.close()
     assert process.returncode == 0, said + rest
     assert f"http://127.0.0.1:{port}/" in said
-    for shown in ("finding_device", "pending", "is ready, until", "HELD BY", "you@example.com", "closed"):
+    for shown in ("pending", "is ready, until", "HELD BY", "you@example.com", "closed"):
         assert shown in said
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConnectionRefusedError):
