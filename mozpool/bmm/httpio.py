@@ -15,8 +15,7 @@ import http.client
 import io
 import ssl
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -162,14 +161,6 @@ class _Wire(io.RawIOBase):
 
     def _receive(self, at_most: int) -> bytes:
         return self._connection.receive(self._deadline, at_most)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _SecureWire(_Wire):

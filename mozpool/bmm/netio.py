@@ -140,3 +140,8 @@ def _seconds(deadline: Deadline) -> str:
 def _reason(error: Exception) -> str:
     """The system's words for an error, without its number."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def shown(text: str, most: int = 80) -> str:
+    """A peer's words for a message: quoted, and of at most so many characters."""
+    return repr(text if len(text) <= most else f"{text[: most - 3]}...")

@@ -58,6 +58,14 @@ def open_database(*, must_exist: bool) -> Iterator[tuple[config.Settings, Databa
         database.dispose()
 
 
+@contextmanager
+def todays_database() -> Iterator[tuple[config.Settings, Database]]:
+    """As :func:`open_database`, for what needs the tables of this version. Raises ClickException where they are not."""
+    with open_database(must_exist=True) as (settings, database):
+        must_be_up_to_date(database)
+        yield settings, database
+
+
 def must_be_up_to_date(database: Database) -> None:
     """Raise ClickException unless the tables are those of this version."""
     if schema.current(database) != schema.head():

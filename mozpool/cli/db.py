@@ -16,7 +16,7 @@ import click
 
 from mozpool import __version__, resources
 from mozpool.cli import catalogue, newdevice
-from mozpool.cli.common import Commands, must_be_up_to_date, open_database, table, yes_or_no
+from mozpool.cli.common import Commands, must_be_up_to_date, open_database, table, todays_database, yes_or_no
 from mozpool.db import images, schema
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -130,8 +130,7 @@ def add_device(power: str | None, boot: str | None, probe: str | None, agent: st
     """
     backends = {"power": power, "boot": boot, "probe": probe, "agent": agent}
     new = newdevice.NewDevice(**options, backends=backends)
-    with open_database(must_exist=True) as (settings, database):
-        must_be_up_to_date(database)
+    with todays_database() as (settings, database):
         server = database.run(lambda conn: newdevice.add(conn, new, settings, random.SystemRandom()))
     click.echo(f"Added {new.name} of {server}, in state new.")
 
@@ -145,8 +144,7 @@ def add_hardware_type(hardware_type: str, model: str, **backends: str | None) ->
 
     Its backends are those of its devices that name none themselves; what it does not name is as [bmm] says.
     """
-    with open_database(must_exist=True) as (_settings, database):
-        must_be_up_to_date(database)
+    with todays_database() as (_settings, database):
         database.run(lambda conn: catalogue.add_hardware_type(conn, hardware_type, model, backends))
     click.echo(f"Added hardware type {hardware_type} {model}.")
 
@@ -155,10 +153,8 @@ def add_hardware_type(hardware_type: str, model: str, **backends: str | None) ->
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_hardware_types(as_json: bool) -> None:
     """List the hardware types and their backends."""
-    with open_database(must_exist=True) as (_settings, database):
-        must_be_up_to_date(database)
-        with database.read() as conn:
-            known = sorted(images.known_hardware(conn), key=lambda hardware: (hardware.type, hardware.model))
+    with todays_database() as (_settings, database), database.read() as conn:
+        known = sorted(images.known_hardware(conn), key=lambda hardware: (hardware.type, hardware.model))
     if as_json:
         shown = [{"type": each.type, "model": each.model, "backends": dict(each.backends)} for each in known]
         click.echo(json.dumps({"hardware_types": shown}, indent=2))
@@ -188,8 +184,7 @@ def add_image(name: str, boot_config_keys: tuple[str, ...], reusable: bool, no_a
     What boots it on which hardware says `pxe-config assign`.
     """
     new = catalogue.NewImage(name, boot_config_keys, can_reuse=reusable, has_sut_agent=not no_agent, hidden=hidden)
-    with open_database(must_exist=True) as (_settings, database):
-        must_be_up_to_date(database)
+    with todays_database() as (_settings, database):
         database.run(lambda conn: catalogue.add_image(conn, new))
     click.echo(f"Added image {name}.")
 
@@ -198,10 +193,8 @@ def add_image(name: str, boot_config_keys: tuple[str, ...], reusable: bool, no_a
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_images(as_json: bool) -> None:
     """List the images."""
-    with open_database(must_exist=True) as (_settings, database):
-        must_be_up_to_date(database)
-        with database.read() as conn:
-            known = sorted(images.find(conn), key=lambda image: image.name)
+    with todays_database() as (_settings, database), database.read() as conn:
+        known = sorted(images.find(conn), key=lambda image: image.name)
     if as_json:
         shown = [
             {

@@ -13,7 +13,7 @@ import click
 
 from mozpool import __version__
 from mozpool.cli import catalogue
-from mozpool.cli.common import Commands, must_be_up_to_date, open_database, table, yes_or_no
+from mozpool.cli.common import Commands, table, todays_database, yes_or_no
 from mozpool.db import images
 from mozpool.errors import BadInput
 
@@ -80,10 +80,8 @@ def _warn(contents: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """List the PXE configs and what they are used for."""
-    with open_database(must_exist=True) as (_settings, database):
-        must_be_up_to_date(database)
-        with database.read() as conn:
-            found = [(config, images.pxe_config_uses(conn, config.id)) for config in images.find_pxe_configs(conn)]
+    with todays_database() as (_settings, database), database.read() as conn:
+        found = [(config, images.pxe_config_uses(conn, config.id)) for config in images.find_pxe_configs(conn)]
     if as_json:
         shown = [
             {
@@ -115,11 +113,9 @@ def list_(as_json: bool) -> None:
 @click.option("--config-only", is_flag=True, help="Print the text alone, as it is.")
 def show(name: str, config_only: bool) -> None:
     """Print a PXE config."""
-    with open_database(must_exist=True) as (_settings, database):
-        must_be_up_to_date(database)
-        with database.read() as conn:
-            config = catalogue.pxe_config(conn, name)
-            uses = [catalogue.use_text(use) for use in images.pxe_config_uses(conn, config.id)]
+    with todays_database() as (_settings, database), database.read() as conn:
+        config = catalogue.pxe_config(conn, name)
+        uses = [catalogue.use_text(use) for use in images.pxe_config_uses(conn, config.id)]
     if not config_only:
         click.echo(f"Name:         {config.name}")
         click.echo(f"Description:  {config.description}")
@@ -138,8 +134,7 @@ def show(name: str, config_only: bool) -> None:
 @click.option("--active/--inactive", default=True, help="Whether it is in use.  [default: active]")
 def add(name: str, description: str, source: BinaryIO, active: bool) -> None:
     """Add a PXE config."""
-    with open_database(must_exist=True) as (_settings, database):
-        must_be_up_to_date(database)
+    with todays_database() as (_settings, database):
         text = _read(source)
         database.run(lambda conn: catalogue.add_pxe_config(conn, name, description, text, active=active))
     _warn(text)
@@ -155,8 +150,7 @@ def modify(name: str, description: str | None, source: BinaryIO | None, active: 
     """Change a PXE config: what is not given stays as it is."""
     if description is None and source is None and active is None:
         raise click.UsageError("nothing to change: give --description, --config, --active or --inactive")
-    with open_database(must_exist=True) as (_settings, database):
-        must_be_up_to_date(database)
+    with todays_database() as (_settings, database):
         text = None if source is None else _read(source)
         database.run(lambda conn: catalogue.change_pxe_config(conn, name, description, text, active))
     if text is not None:
@@ -169,8 +163,7 @@ def modify(name: str, description: str | None, source: BinaryIO | None, active: 
 @_YES
 def delete(name: str, yes: bool) -> None:
     """Delete a PXE config that nothing uses."""
-    with open_database(must_exist=True) as (_settings, database):
-        must_be_up_to_date(database)
+    with todays_database() as (_settings, database):
         with database.read() as conn:
             catalogue.check_unused(conn, name)
         if not yes:
@@ -190,8 +183,7 @@ def assign(name: str, image: str, hardware_type: str, model: str | None, yes: bo
 
     Asks before it takes the place of another one.
     """
-    with open_database(must_exist=True) as (_settings, database):
-        must_be_up_to_date(database)
+    with todays_database() as (_settings, database):
         with database.read() as conn:
             wanted = catalogue.assignment(conn, name, image, hardware_type, model)
         if wanted.now not in (None, wanted.config.name) and not yes:
@@ -211,8 +203,7 @@ def unassign(name: str, image: str, hardware_type: str, model: str | None, yes: 
 
     Without another one, the image can't be put on this kind of hardware any more.
     """
-    with open_database(must_exist=True) as (_settings, database):
-        must_be_up_to_date(database)
+    with todays_database() as (_settings, database):
         with database.read() as conn:
             wanted = catalogue.assignment(conn, name, image, hardware_type, model)
             catalogue.check_assigned(wanted)

@@ -454,23 +454,40 @@ _find_tarball() {
     die "no $2 tarball in $1: $WHY"
 }
 
+# _also FILE COMMAND…: pass standard input on, and let the command read it too; what it prints goes to the file.
+_also() {
+    _file=$1
+    shift
+    rm -f "$_file.pipe"
+    mkfifo "$_file.pipe" || return 1
+    "$@" <"$_file.pipe" >"$_file" &
+    tee "$_file.pipe"
+    _status=$?
+    wait
+    return "$_status"
+}
+
+# _sum_on_the_way FILE WANTED: pass standard input on; if a SHA-256 is wanted, it goes to the file.
+_sum_on_the_way() {
+    if [ -n "$2" ]; then
+        _also "$1" sha256sum
+    else
+        cat
+    fi
+}
+
 # _unpack SOURCE NAME SUM DIRECTORY [TAR OPTION…]: unpack a tarball from a file or a URL; its checksum is compared
 # on the way where it is given.
 _unpack() {
     _from=$1 _program=$(_unpacker "$2") _wanted=$3 _into=$4
     shift 4
-    rm -f "$RUN/pipe"
-    mkfifo "$RUN/pipe"
-    sha256sum <"$RUN/pipe" | cut -d ' ' -f 1 >"$RUN/sum" &
-    _summer=$!
     # What is behind the end of the archive is read too: checksums are there, and belong to it.
-    _source "$_from" | tee "$RUN/pipe" | { "$_program" -c && cat >/dev/null; } |
-        { tar -x -C "$_into" -f - "$@" && cat >/dev/null; }
-    _status=$?
-    wait "$_summer"
-    [ "$_status" -eq 0 ] || return 1
-    [ -n "$_wanted" ] && [ "$(cat "$RUN/sum")" != "$_wanted" ] || return 0
-    say "$_from: its checksum is $(cat "$RUN/sum") and should be $_wanted"
+    _source "$_from" | _sum_on_the_way "$RUN/sum" "$_wanted" | { "$_program" -c && cat >/dev/null; } |
+        { tar -x -C "$_into" -f - "$@" && cat >/dev/null; } || return 1
+    [ -n "$_wanted" ] || return 0
+    _have=$(cut -d ' ' -f 1 "$RUN/sum")
+    [ "$_have" != "$_wanted" ] || return 0
+    say "$_from: its checksum is $_have and should be $_wanted"
     return 1
 }
 

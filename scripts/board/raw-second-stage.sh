@@ -41,30 +41,23 @@ if [ -n "$promised" ] && _fits "$promised"; then
     fetch "$image" "$source" "$sha256" || die "$WHY"
     # Without a checksum this shows before anything is written that the file is whole.
     [ -n "$sha256" ] || "$(_unpacker "$image")" -c <"$source" >/dev/null || die "$image cannot be unpacked"
+    sha256= # has been compared
 else
     say "$image is too large for the memory: writing while downloading"
     source=$image
 fi
 
 event raw_writing
-rm -f "$RUN/packed" "$RUN/plain" "$RUN/bytes"
-mkfifo "$RUN/packed" "$RUN/plain" "$RUN/bytes"
-sha256sum <"$RUN/packed" | cut -d ' ' -f 1 >"$RUN/packed.sum" &
-first=$!
-sha256sum <"$RUN/plain" | cut -d ' ' -f 1 >"$RUN/plain.sum" &
-second=$!
-wc -c <"$RUN/bytes" >"$RUN/bytes.count" &
-third=$!
-_source "$source" | tee "$RUN/packed" | "$(_unpacker "$image")" -c | tee "$RUN/plain" "$RUN/bytes" |
-    dd of="$target" bs=1M iflag=fullblock conv=notrunc,fsync 2>"$RUN/dd"
-status=$?
-wait "$first" "$second" "$third"
-[ "$status" -eq 0 ] || die "could not write $image to $target: $(tail -n 1 "$RUN/dd")"
+_source "$source" | _sum_on_the_way "$RUN/packed" "$sha256" | "$(_unpacker "$image")" -c |
+    _also "$RUN/plain" sha256sum | _also "$RUN/bytes" wc -c |
+    dd of="$target" bs=1M iflag=fullblock conv=notrunc,fsync 2>"$RUN/dd" ||
+    die "could not write $image to $target: $(tail -n 1 "$RUN/dd")"
 rm -f "$RUN/image"
-written=$(awk '{ print $1 }' "$RUN/bytes.count")
+written=$(awk '{ print $1 }' "$RUN/bytes")
 [ "$written" -gt 0 ] || die "$image is empty"
-if [ -n "$sha256" ] && [ "$(cat "$RUN/packed.sum")" != "$sha256" ]; then
-    die "$image: its checksum is $(cat "$RUN/packed.sum") and should be $sha256"
+if [ -n "$sha256" ]; then
+    found=$(cut -d ' ' -f 1 "$RUN/packed")
+    [ "$found" = "$sha256" ] || die "$image: its checksum is $found and should be $sha256"
 fi
 if [ -n "$size" ] && [ "$written" -ne "$size" ]; then
     die "$image has $written bytes and should have $size"
@@ -73,8 +66,8 @@ fi
 sync
 # Or the kernel would answer from its memory.
 echo 3 >"$ROOT/proc/sys/vm/drop_caches"
-found=$(dd if="$target" bs=1M iflag=fullblock,count_bytes count="$written" 2>"$RUN/dd" | sha256sum | cut -d ' ' -f 1)
-[ "$found" = "$(cat "$RUN/plain.sum")" ] || die "$target does not hold what was written to it"
+found=$(dd if="$target" bs=1M iflag=fullblock,count_bytes count="$written" 2>"$RUN/dd" | sha256sum)
+[ "$found" = "$(cat "$RUN/plain")" ] || die "$target does not hold what was written to it"
 say "wrote and compared $written bytes on $target"
 event raw_rebooting
 restart

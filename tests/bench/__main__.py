@@ -32,6 +32,7 @@ from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.engine import Database
 from tests.bench import load
 from tests.mariadb import running
+from tests.processes import end
 
 INSTANT = {"power": "instant", "boot": "instant", "probe": "instant", "agent": "instant"}
 PLUGINS = Path(__file__).parent / "plugins"
@@ -102,12 +103,7 @@ def server(engine: str, devices: int, directory: Path, port: int) -> Iterator[st
                 time.sleep(0.05)
         yield f"http://{name}"
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 def numbers(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:

@@ -27,15 +27,10 @@ import requests
 
 from mozpool.fakes.adbd import AdbDaemon
 from tests.contract.peers import Peer
+from tests.processes import end, free_port
 
 PATIENCE = 60.0
 """Seconds for a program to start on a busy machine."""
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -61,12 +56,7 @@ def running(command: list[str], port: int, log: Path, **environment: str) -> Ite
             time.sleep(0.05)
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
+        end(process)
 
 
 class PDUDaemon:

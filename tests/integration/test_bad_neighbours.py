@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,20 +25,10 @@ from mozpool.fakes.rack import Rack
 from mozpool.fakes.relayboard import RelayFault
 from mozpool.fakes.sutagent import AgentFault
 from mozpool.pool.service import NewRequest
-from tests.integration.mozpool_site import free_ports
+from tests.integration.mozpool_site import eventually, free_ports
 
 BOARDS = 28
 SPEED = 20.0
-
-
-def eventually(what: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Whether something comes true in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if what():
-            return True
-        time.sleep(0.02)
-    return what()
 
 
 class Lab:

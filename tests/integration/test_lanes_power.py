@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import random
 import runpy
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,21 +29,14 @@ from mozpool.fakes.rack import Rack
 from mozpool.fakes.relayboard import RelayFault
 from mozpool.pool.service import NewRequest
 from mozpool.web.app import create_app
-from tests.integration.mozpool_site import free_ports
+from tests.integration.mozpool_site import eventually, free_ports
 
 SPEED = 20.0
+PATIENCE = 60.0
+"""Seconds that things may take on a busy machine."""
+
 DEVICES = 30
 """Fourteen each on two relay boards, and two on a third, which is reached as a power strip."""
-
-
-def eventually(what: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Whether something comes true in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if what():
-            return True
-        time.sleep(0.02)
-    return what()
 
 
 class Strip(ProXRPower):
@@ -172,8 +164,8 @@ def test_a_relay_board_that_refuses_is_failed_and_comes_back_by_itself(
     assert lab.relay(bad)["devices"] == 14
     lab.rack.set_relay_fault(bad, RelayFault.REFUSE)
     on_bad = [lab.request(number) for number in (1, 2, 3)]
-    assert eventually(lambda: lab.seen(bad) == ["suspect", "failed"])
-    assert eventually(lambda: lab.relay(bad)["waiting"] == 3), lab.relay(bad)
+    assert eventually(lambda: lab.seen(bad) == ["suspect", "failed"], PATIENCE)
+    assert eventually(lambda: lab.relay(bad)["waiting"] == 3, PATIENCE), lab.relay(bad)
     shown = lab.relay(bad)
     assert (shown["state"], shown["backend"], shown["devices"]) == ("failed", "proxr", 14)
     assert "refused" in shown["reason"]
@@ -184,13 +176,13 @@ def test_a_relay_board_that_refuses_is_failed_and_comes_back_by_itself(
 
     # The devices of the other board have nothing to wait for.
     on_good = [lab.request(number) for number in (15, 16, 17)]
-    assert eventually(lambda: all(map(lab.is_ready, on_good)))
+    assert eventually(lambda: all(map(lab.is_ready, on_good)), PATIENCE)
     assert lab.waits_for("device15") is None
 
     # Those of the failed one wait, whatever the number of probes.
     before = [lab.tries(number) for number in (1, 2, 3)]
     probes = caplog.text.count(f"relay:{bad} still fails")
-    assert eventually(lambda: caplog.text.count(f"relay:{bad} still fails") >= probes + 5)
+    assert eventually(lambda: caplog.text.count(f"relay:{bad} still fails") >= probes + 5, PATIENCE)
     assert [lab.tries(number) for number in (1, 2, 3)] == before
     assert {state for state, _tries in before} == {"pc_power_cycling"}
     assert sum(tries for _state, tries in before) == 3, "only the failures that opened the breaker count"
@@ -199,7 +191,7 @@ def test_a_relay_board_that_refuses_is_failed_and_comes_back_by_itself(
     assert eventually(lambda: all(map(lab.is_ready, on_bad)), 120)
     assert lab.seen(bad) == ["suspect", "failed", "ok"]
     assert lab.seen(good) == []
-    assert eventually(lambda: lab.relay(bad)["state"] == "ok")
+    assert eventually(lambda: lab.relay(bad)["state"] == "ok", PATIENCE)
     assert (lab.relay(bad)["reason"], lab.relay(bad)["waiting"]) == (None, 0)
     assert lab.waits_for("device1") is None
     assert "Try again now" not in lab.page()
@@ -215,21 +207,21 @@ def test_another_power_switch_is_failed_too_and_a_person_has_it_tried_at_once(
     assert lab.relay(strip) == {}
     lab.rack.set_relay_fault(strip, RelayFault.EARLY_CLOSE)
     request = lab.request(29)
-    assert eventually(lambda: lab.seen(strip) == ["suspect", "failed"])
-    assert eventually(lambda: lab.relay(strip).get("waiting") == 1), lab.relay(strip)
+    assert eventually(lambda: lab.seen(strip) == ["suspect", "failed"], PATIENCE)
+    assert eventually(lambda: lab.relay(strip).get("waiting") == 1, PATIENCE), lab.relay(strip)
     shown = lab.relay(strip)
     assert (shown["name"], shown["backend"], shown["state"]) == ("127.0.0.1", "strip", "failed")
     assert (shown["devices"], lab.waits_for("device29")) == (2, f"strip:{strip}")
     assert lab.get("/api/relay/127.0.0.1/test/")["success"] is False
     # Tried in vain, it is as it was.
     assert lab.client.post("/api/relay/127.0.0.1/retry/").status_code == 200
-    assert eventually(lambda: f"strip:{strip} still fails" in caplog.text)
+    assert eventually(lambda: f"strip:{strip} still fails" in caplog.text, PATIENCE)
     assert lab.seen(strip) == ["suspect", "failed"]
 
     lab.rack.set_relay_fault(strip, None)
     assert lab.get("/api/relay/127.0.0.1/test/") == {"success": True}
     assert lab.seen(strip) == ["suspect", "failed"], "a test changes nothing"
     assert lab.client.post("/api/relay/127.0.0.1/retry/").status_code == 200
-    assert eventually(lambda: lab.is_ready(request))
+    assert eventually(lambda: lab.is_ready(request), PATIENCE)
     assert lab.seen(strip) == ["suspect", "failed", "ok"]
-    assert eventually(lambda: lab.relay(strip)["state"] == "ok")
+    assert eventually(lambda: lab.relay(strip)["state"] == "ok", PATIENCE)

@@ -35,6 +35,7 @@ from mozpool.fakes.relayboard import RelayBoard
 from tests.lab.guest import MARKER, PATH, Builder, build_live_image, build_preseed
 from tests.lab.network import AGENT_PORT, LabThread, Network, OwnNetwork, UserNetwork, may_have_own_network
 from tests.lab.vm import DIES_WITH_US, QEMU, VirtualBoard
+from tests.processes import end, free_port
 
 HARDWARE = ("virtual", "pc")
 RELAYS = 32
@@ -230,17 +231,11 @@ class Rack:
             console = self.logs / f"{name}.log"
             self.boards[name] = VirtualBoard(name, _mac(number), disk, netdev, console)
         self.relay_board = RelayBoard(
-            self.network.relay_address, self._relay_port(), rng=random.Random(1), on_change=self._relay_changed
+            self.network.relay_address, free_port(), rng=random.Random(1), on_change=self._relay_changed
         )
         self._exit.callback(lambda: self.thread.do(self._cut_all))
         self.thread.run(self.relay_board.start())
         self._exit.callback(lambda: self.thread.run(self.relay_board.close()))
-
-    def _relay_port(self) -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
 
     def _relay_changed(self, bank: int, relay: int, on: bool) -> None:
         number = 8 * (bank - 1) + relay
@@ -316,15 +311,7 @@ class Rack:
                 process_group=0,  # Ctrl-C is for us alone
             )
 
-        def end() -> None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_LIMIT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-        self._exit.callback(end)
+        self._exit.callback(end, process, STOP_LIMIT)
         return process
 
     def _wait_for_server(self, server: subprocess.Popen[bytes]) -> None:

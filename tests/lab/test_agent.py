@@ -20,6 +20,7 @@ from mozpool.bmm.backends.sut import SUTAgent
 from mozpool.bmm.interfaces import BackendContext, CommandResult, Target
 from mozpool.clock import Clock, Deadline
 from tests.lab.guest import AGENT
+from tests.processes import free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("busybox") is None, reason="needs the Debian package busybox-static")
 
@@ -37,9 +38,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def port(root: Path, tmp_path: Path) -> Iterator[int]:
     """The port of an agent that runs as it does on a board. It must not be told to reboot."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
+    number = free_port()
     environment = {"SUT_ROOT": str(root), "SUT_VERSION": str(tmp_path / "version"), "PATH": "/usr/bin:/bin"}
     process = subprocess.Popen(
         ["busybox", "nc", "-ll", "-p", str(number), "-e", str(AGENT / "sutagent")], env=environment, process_group=0

@@ -30,6 +30,7 @@ from pathlib import Path
 import pytest
 
 from mozpool import resources
+from tests.processes import free_port
 
 SCRIPTS = resources.path("scripts")
 BOOT_LIMIT = 180.0
@@ -184,14 +185,6 @@ def run(*command: str | Path) -> None:
     """Run a program that must succeed."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mozpool.bmm.interfaces import Agent, BackendContext, CommandResult, Probe, Target
-from mozpool.bmm.netio import Connection, PeerError
+from mozpool.bmm.netio import Connection, PeerError, shown
 from mozpool.clock import Clock, Deadline
 from mozpool.errors import BadInput, HardwareError
 
@@ -129,7 +129,7 @@ class AdbAgent(Agent):
             read = adb.shell(f"cat {path}").strip()
             adb.shell(f"rm {path}")
             if read != content:
-                raise _AdbError(f"{path} has {_shown(read)} after {_shown(content)} was written")
+                raise _AdbError(f"{path} has {shown(read)} after {shown(content)} was written")
 
     def reboot(self, device: Target, deadline: Deadline) -> None:
         """Ask for a reboot; the device need not confirm. Raises HardwareError."""
@@ -218,14 +218,14 @@ class _Conversation:
         """Prove that a program runs on the device. Raises PeerError, _AdbError."""
         word = hashlib.sha256(self._server.clock.now().isoformat().encode()).hexdigest()[:16]
         if (answer := self.shell(f"echo {word}").strip()) != word:
-            raise _AdbError(f"answered {_shown(answer)} to echo {word}")
+            raise _AdbError(f"answered {shown(answer)} to echo {word}")
 
     def shell(self, line: str) -> str:
         """What a command line prints. Raises _AdbError for a return code other than 0, PeerError."""
         result = self.execute(line)
         if result.return_code:
             self.ended_badly = True
-            raise _AdbError(f"{line.split()[0]} ended with {result.return_code}: {_shown(result.output.strip())}")
+            raise _AdbError(f"{line.split()[0]} ended with {result.return_code}: {shown(result.output.strip())}")
         return result.output
 
     def execute(self, line: str) -> CommandResult:
@@ -260,7 +260,7 @@ class _Conversation:
             answer = str(self._call(lambda: self._client.connect(self._serial)))
             state = self._state()
             if state != "device":
-                raise _AdbError(f"it is {state} ({_shown(answer)})")
+                raise _AdbError(f"it is {state} ({shown(answer)})")
         if state != "device":
             raise _AdbError(f"it is {state}")
 
@@ -285,7 +285,7 @@ class _Conversation:
         try:
             return step()
         except adbutils.AdbError as e:
-            raise _AdbError(_shown(str(e))) from e
+            raise _AdbError(shown(str(e))) from e
         except (ValueError, EOFError, IndexError, AssertionError) as e:
             raise PeerError(f"what was answered is not adb's protocol ({type(e).__name__})") from e
 
@@ -381,8 +381,3 @@ def shell_line(command: Sequence[str]) -> str:
     if "\0" in line or size > _LONGEST_COMMAND:
         raise BadInput.value("command", command, f"text of at most {_LONGEST_COMMAND} bytes without NUL")
     return line
-
-
-def _shown(text: str) -> str:
-    """A peer's words for a message: quoted and short."""
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")

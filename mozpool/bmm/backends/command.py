@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import IO
 
 from mozpool.bmm.interfaces import BackendContext, Power, Target
+from mozpool.bmm.netio import shown
 from mozpool.clock import Deadline
 from mozpool.errors import BadInput, HardwareError
 
@@ -130,7 +131,7 @@ class CommandPower(Power):
             return None
         answer = _run(device, operation, command, deadline).strip()
         if answer.lower() not in ("on", "off"):
-            reason = f"{command[0]} printed {_shown(answer)} where on or off was expected"
+            reason = f"{command[0]} printed {shown(answer, _SHOWN)} where on or off was expected"
             raise HardwareError(device.name, operation, reason)
         return answer.lower() == "on"
 
@@ -215,7 +216,8 @@ def _run(device: Target, operation: str, command: list[str], deadline: Deadline)
     if code:
         end = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
         lines = errors.decode(errors="replace").strip().splitlines()
-        raise HardwareError(device.name, operation, f"{program} {end}: {_shown(lines[-1]) if lines else 'no message'}")
+        said = shown(lines[-1], _SHOWN) if lines else "no message"
+        raise HardwareError(device.name, operation, f"{program} {end}: {said}")
     return output.decode(errors="replace")
 
 
@@ -258,11 +260,6 @@ def _drain(descriptor: int, kept: bytearray) -> bool:
         kept += data
         del kept[:-OUTPUT_LIMIT]
     return True
-
-
-def _shown(text: str) -> str:
-    """A program's words for a message: printable and short."""
-    return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")
 
 
 def _word(power: bool) -> str:

@@ -9,11 +9,10 @@ else it boots from its own storage. The files are on a local disk, so deadlines 
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 
+from mozpool.bmm.files import put
 from mozpool.bmm.interfaces import NO_MAC, BackendContext, Boot, Target
 from mozpool.clock import Deadline
 from mozpool.errors import HardwareError
@@ -59,7 +58,7 @@ class PXEBoot(Boot):
         try:
             path = _path(self._root, device)
             path.parent.mkdir(exist_ok=True)
-            _write(path, config.encode())
+            put(path, config.encode())
         except (OSError, ValueError) as e:
             raise HardwareError(device.name, "network boot", f"cannot write its PXE file: {e}") from e
 
@@ -84,17 +83,3 @@ def _path(root: Path, device: Target) -> Path:
     if not directory.is_relative_to(root):
         raise ValueError(f"{root / DIRECTORY} leads out of tftp_root, to {directory}")
     return directory / name
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Put ``content`` where ``path`` is, replacing a file or a link. Raises OSError."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(descriptor, 0o644)  # the TFTP server runs as somebody else
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from mozpool.bmm.interfaces import Agent, BackendContext, CommandResult, Target
-from mozpool.bmm.netio import Connection, PeerError
+from mozpool.bmm.netio import Connection, PeerError, shown
 from mozpool.clock import Deadline
 from mozpool.errors import BadInput, HardwareError
 
@@ -80,7 +80,7 @@ class SUTAgent(Agent):
             agent.test_root()
             version = agent.command("ver")
             if not _VERSION.match(version):
-                raise _AgentError(f"answered {_shown(version)} to ver")
+                raise _AgentError(f"answered {shown(version)} to ver")
 
     def check_storage(self, device: Target, deadline: Deadline) -> None:
         """Write a file below the agent's test root, compare its hash, remove it. Raises HardwareError.
@@ -198,14 +198,14 @@ class _Conversation:
         """Like :meth:`ask`, stripped. Raises _AgentError for a warning, PeerError."""
         answer = self.ask(line)
         if warning := _warning_in(answer):
-            raise _AgentError(f"answered {_shown(warning)} to {line}")
+            raise _AgentError(f"answered {shown(warning)} to {line}")
         return answer.strip()
 
     def test_root(self) -> str:
         """The directory in which tests may write: an absolute path without blanks. Raises PeerError, _AgentError."""
         root = self.command("testroot")
         if not _TEST_ROOT.fullmatch(root):
-            raise _AgentError(f"answered {_shown(root)} to testroot")
+            raise _AgentError(f"answered {shown(root)} to testroot")
         return root
 
     def is_directory(self, path: str) -> bool:
@@ -217,7 +217,7 @@ class _Conversation:
         answer = self._exchange(f"push {path} {len(content)}\r\n".encode() + content).strip()
         wanted = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if answer.lower() != wanted:
-            raise _AgentError(f"answered {_shown(answer)} where the hash of {path}, {wanted}, was expected")
+            raise _AgentError(f"answered {shown(answer)} where the hash of {path}, {wanted}, was expected")
 
     def reboot(self) -> None:
         """Send ``rebt`` and give the agent a moment to close or to refuse. Raises PeerError, _AgentError."""
@@ -227,7 +227,7 @@ class _Conversation:
         except PeerError:
             return  # closed or silent: it is rebooting
         if warning := _warning_in(answer):
-            raise _AgentError(f"answered {_shown(warning)} to rebt")
+            raise _AgentError(f"answered {shown(warning)} to rebt")
 
     def disconnect(self) -> None:
         """Close the connection; the next command makes a new one."""
@@ -252,7 +252,7 @@ class _Conversation:
             try:
                 greeting = self._read_to_prompt(self._connection, deadline)
                 if greeting.strip():
-                    raise PeerError(f"said {_shown(greeting)} before its first prompt")
+                    raise PeerError(f"said {shown(greeting)} before its first prompt")
             except PeerError:
                 self.disconnect()
                 raise
@@ -273,7 +273,7 @@ class _Conversation:
             except PeerError as e:
                 if not arrived:
                     raise
-                raise PeerError(f"{e} (so far: {_shown(arrived.decode(errors='replace'))})") from e
+                raise PeerError(f"{e} (so far: {shown(arrived.decode(errors='replace'))})") from e
             arrived += data
         answer = arrived[:end].decode(errors="replace")
         del arrived[: end + len(_PROMPT)]
@@ -322,8 +322,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(text: str) -> str:
-    """A peer's words for a message: quoted and short."""
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")

@@ -19,9 +19,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import IO
 
+from mozpool.bmm.files import put
 from mozpool.bmm.netboot import dnsmasq
 from mozpool.bmm.netboot.boards import Addresses, Board
-from mozpool.bmm.netboot.files import put
 from mozpool.clock import Clock, Deadline, Thread
 from mozpool.config import Settings
 from mozpool.errors import MozpoolError

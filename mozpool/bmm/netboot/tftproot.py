@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mozpool.bmm.backends.pxe import DIRECTORY
-from mozpool.bmm.netboot.files import put
+from mozpool.bmm.files import put
 from mozpool.errors import MozpoolError
 
 log = logging.getLogger("mozpool.netboot")

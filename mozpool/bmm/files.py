@@ -11,12 +11,12 @@ from pathlib import Path
 
 
 def put(path: Path, content: bytes) -> bool:
-    """Let ``path`` have this content, in one step, readable for everybody; whether anything had to be written.
+    """Let ``path`` be a file with this content, in one step, readable for everybody; whether it had to be written.
 
-    Raises OSError.
+    A link is replaced, not followed. Raises OSError.
     """
     try:
-        if path.read_bytes() == content:
+        if not path.is_symlink() and path.read_bytes() == content:
             return False
     except FileNotFoundError:
         pass
@@ -25,7 +25,7 @@ def put(path: Path, content: bytes) -> bool:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-            os.fchmod(descriptor, 0o644)  # dnsmasq runs as somebody else
+            os.fchmod(descriptor, 0o644)  # the TFTP server runs as somebody else
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
