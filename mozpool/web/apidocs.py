@@ -13,14 +13,16 @@ from typing import Any
 
 Spec = Mapping[str, Any]
 
+NAMES = {"/api/relay/": "relay-1", "/api/bmm/pxe_config/": "b2g", "/api/device/": "device1"}
+"""What stands for a name in examples, by the beginning of the path."""
+
 SAMPLES = {
-    "name": "device1",
     "number": "1",
     "event": "mobile_init_started",
     "old": "failed_pxe_booting",
     "new": "ready",
 }
-"""What stands for the parameters of paths in examples."""
+"""What stands for the other parameters of paths."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def sections(spec: Spec, server: str) -> list[Section]:
 def _call(spec: Spec, server: str, path: str, method: str, operation: Spec) -> Call:
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     schema = _resolve(spec, content.get("schema", {}))
+    body = list(_fields(spec, schema))
     return Call(
         anchor=operation["operationId"],
         method=method.upper(),
@@ -101,8 +104,8 @@ def _call(spec: Spec, server: str, path: str, method: str, operation: Spec) -> C
             )
             for parameter in operation.get("parameters", [])
         ],
-        body=list(_fields(spec, schema)),
-        body_text=schema.get("description", "") if content else "",
+        body=body,
+        body_text=schema.get("description", "") if body else "",
         statuses=[
             Status(code, response.get("description", ""), list(_answer_fields(spec, code, response)))
             for code, response in sorted(operation["responses"].items())
@@ -151,7 +154,8 @@ def _kind(schema: Spec) -> str:
 
 
 def _curl(server: str, path: str, method: str, content: Spec) -> str:
-    for name, sample in SAMPLES.items():
+    named = next((sample for start, sample in NAMES.items() if path.startswith(start)), "name")
+    for name, sample in {"name": named, **SAMPLES}.items():
         path = path.replace(f"{{{name}}}", sample)
     parts = ["curl", f"http://{server}{path}"]
     if method != "get":
