@@ -28,6 +28,7 @@ from mozpool.db import devices, images, relay_boards, upkeep
 from mozpool.db.devices import Candidate
 from mozpool.db.engine import Database, reason
 from mozpool.db.requests import Request
+from mozpool.effects import Effects
 from mozpool.errors import DatabaseAway
 from mozpool.lanes import Lanes, Timers
 from mozpool.lifeguard.devicemachine import device_machine
@@ -43,7 +44,7 @@ from mozpool.pool.requestmachine import request_machine
 from mozpool.pool.service import MozPool
 from mozpool.pool.store import RequestStore
 from mozpool.precedence import Precedence
-from mozpool.statedriver import Driver, Effects, Outcome
+from mozpool.statedriver import Driver, Outcome
 from mozpool.statemachine import Tuning
 from mozpool.watchdog import Watchdog, exit_now
 from mozpool.web.services import Services
@@ -195,6 +196,7 @@ class Daemon:
             bmm=self.bmm,
             lifeguard=self.lifeguard,
             mozpool=self.mozpool,
+            device_effects=self.device_effects,
             hardware=self.hardware,
             precedence=self.precedence,
         )

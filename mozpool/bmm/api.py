@@ -23,10 +23,10 @@ from mozpool.db import devices, images, logs, relay_boards
 from mozpool.db.devices import Device
 from mozpool.db.relay_boards import RelayBoard
 from mozpool.db.tables import device_logs
+from mozpool.effects import Effects
 from mozpool.errors import BadInput, DatabaseAway, HardwareError, MozpoolError, NotFound, Unprocessable
 from mozpool.lanes import Lanes
 from mozpool.logbook import Logbook
-from mozpool.statedriver import Effects
 
 blueprint = APIBlueprint("bmm", __name__, tag="BMM", url_prefix="/api")
 
@@ -52,7 +52,7 @@ class Switch:
 class Hardware:
     """BMM's operations as calls use them: those that take long run on workers, and the device's log tells the end."""
 
-    def __init__(self, bmm: BMM, workers: Lanes, logbook: Logbook, effects: Effects[Device] | None) -> None:
+    def __init__(self, bmm: BMM, workers: Lanes, logbook: Logbook, effects: Effects[Device]) -> None:
         """``effects`` knows the lanes that are held."""
         self.bmm = bmm
         self._workers = workers
@@ -81,12 +81,12 @@ class Hardware:
                 on_lane[self.bmm.power_lane(row)] += 1
             except MozpoolError:
                 continue  # nobody can switch it
-        held = self._effects.held() if self._effects is not None else {}
+        held = self._effects.held()
         return [Switch(board, on_lane[board.lane], len(held.get(board.lane, ()))) for board in boards]
 
     def retry(self, board: RelayBoard) -> None:
         """Have a switch tried at once; its row tells what came of it. Returns before it was."""
-        if self._effects is not None and board.lane in self._effects.held():
+        if board.lane in self._effects.held():
             self._effects.retry_now([board.lane])
             return
         here = site()

@@ -48,7 +48,7 @@ def create_app(services: Services) -> APIFlask:
     app.extensions[lifeguard_api.HARDWARE] = services.bmm
     app.extensions[lifeguard_api.STATES] = lifeguard_api.StateCache(site)
     app.extensions[bmm_api.HARDWARE] = bmm_api.Hardware(
-        services.bmm, services.hardware, services.logbook, services.lifeguard.driver.effects
+        services.bmm, services.hardware, services.logbook, services.device_effects
     )
     app.extensions[views.OVERVIEWS] = views.Overviews(site)
     if settings.server.log_requests:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from mozpool.bmm.service import BMM
 from mozpool.clock import Clock
 from mozpool.config import Settings
+from mozpool.db.devices import Device
 from mozpool.db.engine import Database
+from mozpool.effects import Effects
 from mozpool.lanes import Lanes
 from mozpool.lifeguard.service import LifeGuard
 from mozpool.logbook import Logbook
@@ -31,6 +33,7 @@ class Services:
     bmm: BMM
     lifeguard: LifeGuard
     mozpool: MozPool
+    device_effects: Effects[Device]
     hardware: Lanes
     """Workers for operations on hardware that a call does not wait for."""
     precedence: Precedence

@@ -194,6 +194,17 @@ seed = {seed}
             self._fakes.stdout.close()
         self.database.dispose()
 
+    def story(self) -> str:
+        """What to show of a run that failed: who still lives, what the database says, the end of the log."""
+        processes = {"daemon": self.daemon, "boards": self._fakes}
+        counts = "SELECT state, COUNT(*) FROM {} GROUP BY state ORDER BY state"
+        said = [
+            f"{name}: ended with {each.poll()}" for name, each in processes.items() if each and each.poll() is not None
+        ]
+        said += [f"{table}: {self.rows(counts.format(table))}" for table in ("devices", "requests", "relay_boards")]
+        said += [f"reasons: {self.rows('SELECT reason, COUNT(*) FROM requests GROUP BY reason')}"]
+        return "\n".join([*said, self.tail(60)])
+
     # What the database says
 
     def rows(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:

@@ -82,8 +82,8 @@ def watch(site: Site, tally: Tally, overdue: dict[tuple[object, ...], float], se
 def check(site: Site, tally: Tally) -> None:
     """What must hold after any such run."""
     print(f"\n{sum(tally.ends.values())} requests: {dict(tally.ends)}")
-    assert not tally.problems, tally.problems[:10]
-    assert tally.ends["ready"] > CLIENTS / 2
+    assert not tally.problems, f"{tally.problems[:10]}\n{site.story()}"
+    assert tally.ends["ready"] > CLIENTS / 2, site.story()
     assert not site.overlapping_claims()
     give_up = time.monotonic() + 20
     while site.stuck(slack=3.0) and time.monotonic() < give_up:

@@ -29,6 +29,7 @@ from mozpool.db import claims, devices
 from mozpool.db.devices import Device
 from mozpool.db.engine import Database
 from mozpool.db.requests import Request
+from mozpool.effects import Effects
 from mozpool.errors import Conflict, HardwareError, Unprocessable
 from mozpool.lifeguard.devicemachine import device_machine
 from mozpool.lifeguard.operations import DeviceOperations
@@ -41,7 +42,7 @@ from mozpool.pool.operations import RequestOperations
 from mozpool.pool.requestmachine import request_machine
 from mozpool.pool.service import MozPool, NewRequest
 from mozpool.pool.store import RequestStore
-from mozpool.statedriver import Driver, Effects, Event, Outcome
+from mozpool.statedriver import Driver, Event, Outcome
 from mozpool.statemachine import Tuning
 from tests.sim.property_support import (
     TIME_LIMIT,

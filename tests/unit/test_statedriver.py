@@ -23,11 +23,12 @@ from mozpool.db.devices import Device
 from mozpool.db.engine import Database
 from mozpool.db.history import StateChange
 from mozpool.db.tables import device_history, device_logs
+from mozpool.effects import Effects
 from mozpool.errors import Conflict, DatabaseAway, HardwareError, LaneError, NoSuchBackend
 from mozpool.lanes import Lanes, Timers
 from mozpool.lifeguard.store import DeviceStore
 from mozpool.logbook import Logbook
-from mozpool.statedriver import Driver, Effects, Event, Outcome
+from mozpool.statedriver import Driver, Event, Outcome
 from mozpool.statemachine import STAY, TIMEOUT, Context, Effect, Machine, State, Tuning, entry, on, when
 from tests.conftest import open_database
 from tests.mariadb import MariaDB

@@ -1,0 +1,346 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Runs the effects of committed transitions: hardware operations, calls to other servers.
+
+They run on bounded workers, those on one lane one after the other. What comes of an effect is an event of its row. A
+lane that fails again and again is held, and probed until it answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol
+
+from mozpool.errors import DatabaseAway, HardwareError, LaneError, MozpoolError
+from mozpool.lanes import Lanes
+from mozpool.statedriver import Driver, Event, RowIn
+from mozpool.statemachine import Decision, Effect, Row
+
+log = logging.getLogger("mozpool.driver")
+
+FRESH = 0.5
+"""Seconds within which an effect may start on the row that was just written for it, without another look."""
+
+
+class Performer(Protocol[RowIn]):
+    """Does the effects of a machine."""
+
+    def lane(self, row: RowIn, effect: Effect) -> str | None:
+        """The lane that the effect must run in; None = no lane."""
+        ...
+
+    def perform(self, row: RowIn, effect: Effect) -> Event | None:
+        """Do it, within a time limit of its own. Raises HardwareError."""
+        ...
+
+    def failure(self, effect: Effect) -> str | None:
+        """The event for an effect that failed; None when it is to be repeated or just forgotten."""
+        ...
+
+    def probe_lane(self, lane: str) -> None:
+        """Try whether the thing behind a lane works again, changing nothing. Raises LaneError."""
+        ...
+
+
+@dataclass
+class _Job:
+    row_id: int
+    name: str
+    effect: Effect
+    attempt: int
+    lane: str | None
+    queued: float
+    """When, on the monotonic clock."""
+    started: bool = False
+    runs: int = 0
+    said: str | None = None
+    """The failure that was logged last."""
+
+
+class Effects(Generic[Row]):
+    """The queue of effects: one slot a row and channel, filled after commits and looked at again before they run."""
+
+    def __init__(
+        self,
+        driver: Driver[Row],
+        performer: Performer[Row],
+        workers: Lanes,
+        *,
+        breaker_failures: int = 3,
+        breaker_probe: float = 10.0,
+        on_lane: Callable[[str, str, str | None], None] = lambda lane, state, reason: None,
+        speed: float = 1.0,
+    ) -> None:
+        """A lane that fails ``breaker_failures`` times in a row is held, and probed every ``breaker_probe`` seconds.
+
+        ``on_lane(lane, "ok" | "suspect" | "failed", reason)`` is told what is known of a lane.
+        """
+        self._driver = driver
+        self._performer = performer
+        self._workers = workers
+        self._failures_allowed = breaker_failures
+        self._probe_every = breaker_probe
+        self._on_lane = on_lane
+        self._speed = speed
+        self._lock = threading.Lock()
+        self._slots: dict[tuple[int, str], _Job] = {}
+        self._channels: set[str] = set()
+        """Those of bound effects."""
+        self._failures: dict[str, int] = {}
+        self._held: dict[str, list[_Job]] = {}
+        driver.effects = self
+
+    def submit(self, row: Row, attempt: int, decision: Decision, effect: Effect) -> None:
+        """Queue an effect of a committed transition, in place of one that still waits in the same slot."""
+        try:
+            lane = self._performer.lane(row, effect)
+        except MozpoolError as error:
+            self._failed(row.id, row.name, effect, attempt, _hardware_error(row.name, effect, error))
+            return
+        self._queue(_Job(row.id, row.name, effect, attempt, lane, self._driver.clock.monotonic()))
+
+    def _queue(self, job: _Job) -> None:
+        slot = (job.row_id, job.effect.channel)
+        with self._lock:
+            queued = self._slots.get(slot)
+            if queued is not None and queued.attempt > job.attempt:
+                return  # this thread comes late: a newer transition's effect is there already
+            self._slots[slot] = job
+            if job.effect.bound:
+                self._channels.add(job.effect.channel)
+            held = self._held.get(job.lane) if job.lane is not None else None
+            if held is not None:
+                held.append(job)
+                return
+        self._workers.submit(job.lane, lambda: self._run(job), f"{type(job.effect).__name__} of {job.name}")
+
+    def waits(self, row_id: int, attempt: int) -> bool:
+        """Whether an effect that this attempt waits for has not started yet."""
+        with self._lock:
+            jobs = [self._slots.get((row_id, channel)) for channel in self._channels]
+            return any(job is not None and job.attempt == attempt and not job.started for job in jobs)
+
+    def _current(self, job: _Job) -> bool:
+        return self._slots.get((job.row_id, job.effect.channel)) is job
+
+    def _run(self, job: _Job) -> None:
+        try:
+            self._start(job)
+        except Exception:
+            # A job that stayed in its slot would keep its row waiting for ever; the time limit does it again.
+            self._drop(job)
+            raise
+
+    def _start(self, job: _Job) -> None:
+        with self._lock:
+            if not self._current(job):
+                return
+            held = self._held.get(job.lane) if job.lane is not None else None
+            if held is not None:
+                held.append(job)
+                return
+        try:
+            row = self._look_again(job)
+        except DatabaseAway:
+            self._again(job, 1.0)
+            return
+        if row is None or not self._driver.store.is_ours(row) or (job.effect.bound and row.attempt != job.attempt):
+            self._drop(job)
+            return
+        if job.effect.bound and not job.started:
+            try:
+                self._driver.effect_starts(row, job.attempt)
+            except DatabaseAway:
+                self._again(job, 1.0)
+                return
+        job.started = True
+        self._driver._checkpoint("effect")
+        self._perform(job, row)
+
+    def _look_again(self, job: _Job) -> Row | None:
+        """The row as it is now; as it was last written here, for this very effect, when that was a moment ago.
+
+        What is only repeated needs no fresh look either: the rows that are remembered are let go in every scan.
+        """
+        row = self._driver.remembered(job.row_id)
+        fresh = self._driver.clock.monotonic() - job.queued < FRESH
+        if row is not None and row.attempt == job.attempt and (fresh if job.runs == 0 else job.effect.bound):
+            return row
+        return self._driver.load(job.row_id)
+
+    def _perform(self, job: _Job, row: Row) -> None:
+        event: Event | None = None
+        job.runs += 1
+        try:
+            event = self._performer.perform(row, job.effect)
+        except LaneError as error:
+            self._lane_failed(job, error)
+            event = self._failure_event(job, error)
+        except HardwareError as error:
+            self._lane_answers(job.lane)
+            event = self._failure_event(job, error)
+        except DatabaseAway as error:
+            log.debug("%s of %s waits: %s", type(job.effect).__name__, job.name, error)
+            self._again(job, 1.0)
+            return
+        except MozpoolError as error:
+            event = self._failure_event(job, _hardware_error(job.name, job.effect, error))
+        except Exception as error:
+            log.exception("%s of %s broke", type(job.effect).__name__, job.name)
+            event = self._failure_event(job, HardwareError(job.name, type(job.effect).__name__, repr(error)))
+        else:
+            self._lane_answers(job.lane)
+        if event is not None:
+            self._drop(job)
+            self._driver.deliver(job.row_id, event, job.attempt if job.effect.bound else None)
+        elif job.effect.every is not None and (job.effect.times is None or job.runs < job.effect.times):
+            self._again(job, job.effect.every / self._speed)
+        else:
+            self._drop(job)
+
+    def _failure_event(self, job: _Job, error: HardwareError) -> Event | None:
+        name = self._performer.failure(job.effect)
+        once = name is not None or job.effect.every is None
+        if once or not (job.effect.quiet or error.message == job.said):
+            job.said = error.message
+            self._driver.logbook.add(
+                self._driver.store.kind, job.row_id, job.name, "bmm", error.message, level=logging.WARNING
+            )
+        return None if name is None else Event(name, reason=error.message)
+
+    def _failed(self, row_id: int, name: str, effect: Effect, attempt: int, error: HardwareError) -> None:
+        self._driver.logbook.add(self._driver.store.kind, row_id, name, "bmm", error.message, level=logging.WARNING)
+        event = self._performer.failure(effect)
+        if event is not None:
+            key = ("failed effect", self._driver.store.kind, row_id)
+            result = Event(event, reason=error.message)
+            # Not at once: a state that retries at once would go round and round.
+            self._driver.timers.set(
+                key,
+                1.0 / self._speed,
+                lambda: self._driver.quick.submit(None, lambda: self._driver.deliver(row_id, result, attempt)),
+            )
+
+    def _drop(self, job: _Job) -> None:
+        with self._lock:
+            if self._current(job):
+                del self._slots[(job.row_id, job.effect.channel)]
+
+    def _again(self, job: _Job, seconds: float) -> None:
+        key = ("effect", self._driver.store.kind, job.row_id, job.effect.channel)
+
+        def call() -> None:
+            with self._lock:
+                if not self._current(job):
+                    return
+            self._workers.submit(job.lane, lambda: self._run(job), f"{type(job.effect).__name__} of {job.name}")
+
+        with self._lock:
+            # The key is the slot's: one that was replaced must not take the place of the timer of its successor.
+            if self._current(job):
+                self._driver.timers.set(key, seconds, call)
+
+    # Breakers
+
+    def _tell_lane(self, lane: str, state: str, reason: str | None) -> None:
+        try:
+            self._on_lane(lane, state, reason)
+        except Exception:
+            # Whoever listens must not keep a lane held, or the jobs of a mended one from going on.
+            log.exception("nobody could be told that %s is %s", lane, state)
+
+    def lane_states(self) -> dict[str, str]:
+        """Lane → ``suspect`` or ``failed``, for lanes that are not ``ok``."""
+        with self._lock:
+            states = {lane: "suspect" for lane, failures in self._failures.items() if failures}
+            states.update((lane, "failed") for lane in self._held)
+            return states
+
+    def hold(self, lane: str) -> None:
+        """Let what runs in a lane wait until a probe has shown that it works (it failed before the process started)."""
+        with self._lock:
+            if lane in self._held:
+                return
+            self._held[lane] = []
+        self._probe_later(lane)
+
+    def held(self) -> dict[str, list[int]]:
+        """Held lane → ids of the rows whose effects wait for it."""
+        with self._lock:
+            return {lane: [job.row_id for job in jobs if self._current(job)] for lane, jobs in self._held.items()}
+
+    def _lane_answers(self, lane: str | None) -> None:
+        if lane is None:
+            return
+        with self._lock:
+            if not self._failures.pop(lane, 0):
+                return
+        self._tell_lane(lane, "ok", None)
+
+    def _lane_failed(self, job: _Job, error: LaneError) -> None:
+        lane = job.lane
+        if lane is None:
+            return
+        with self._lock:
+            self._failures[lane] = self._failures.get(lane, 0) + 1
+            opens = self._failures[lane] >= self._failures_allowed and lane not in self._held
+            if opens:
+                self._held[lane] = []
+            failures = self._failures[lane]
+        if opens:
+            log.error("%s failed %d times in a row (%s): its devices wait", error.culprit, failures, error.reason)
+            self._probe_later(lane)
+            self._tell_lane(lane, "failed", error.reason)
+        elif failures == 1:
+            log.warning("%s failed: %s", error.culprit, error.reason)
+            self._tell_lane(lane, "suspect", error.reason)
+
+    def _probe_later(self, lane: str) -> None:
+        self._driver.timers.set(
+            ("probe", lane),
+            self._probe_every / self._speed,
+            lambda: self._workers.submit(lane, lambda: self._probe(lane), f"probe of {lane}"),
+        )
+
+    def _probe(self, lane: str) -> None:
+        with self._lock:
+            if lane not in self._held:
+                return  # another probe was faster
+        try:
+            self._performer.probe_lane(lane)
+        except HardwareError as error:
+            log.info("%s still fails: %s", lane, error.reason)
+            self._probe_later(lane)
+            return
+        except Exception:
+            log.exception("the probe of %s broke", lane)
+            self._probe_later(lane)
+            return
+        with self._lock:
+            jobs = self._held.pop(lane, [])
+            self._failures.pop(lane, None)
+        log.warning("%s answers again: %d devices go on", lane, len(jobs))
+        self._tell_lane(lane, "ok", None)
+        for job in jobs:
+            with self._lock:
+                current = self._current(job)
+            if current:
+                self._workers.submit(lane, lambda job=job: self._run(job), f"of {job.name}")  # type: ignore[misc]
+
+    def retry_now(self, lanes: Sequence[str] | None = None) -> None:
+        """Probe held lanes at once (a person has mended a board)."""
+        with self._lock:
+            held = [lane for lane in self._held if lanes is None or lane in lanes]
+        for lane in held:
+            self._workers.submit(lane, lambda lane=lane: self._probe(lane), f"probe of {lane}")  # type: ignore[misc]
+
+
+def _hardware_error(name: str, effect: Effect, error: MozpoolError) -> HardwareError:
+    """The same as an operation's failure: a backend that does not exist, for one."""
+    if isinstance(error, HardwareError):
+        return error
+    return HardwareError(name, type(effect).__name__, error.message)
