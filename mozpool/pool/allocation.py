@@ -17,7 +17,7 @@ import logging
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -152,7 +152,6 @@ class Matcher:
         self._planned: dict[int, _Claim] = {}
         self._claiming: dict[int, _Claim] = {}
         self._reserved: set[int] = set()
-        self.on_match: list[Callable[[int], None]] = []
 
     def wake(self) -> None:
         """Match soon, from a worker: a device may have become free."""
@@ -236,9 +235,6 @@ class Matcher:
             return False
         finally:
             self._done(claim)
-        if claim.made:
-            for tell in self.on_match:
-                tell(request.id)
         return True
 
     def _done(self, claim: _Claim) -> None:

@@ -612,10 +612,10 @@ def test_a_run_that_never_ends_is_given_up_for_a_while(sqlite_pool: Pool, monkey
 # When it runs
 
 
-def test_it_tells_who_wants_to_know_of_each_match(sqlite_pool: Pool):
+def test_observers_of_the_driver_hear_of_each_match(sqlite_pool: Pool):
     pool = sqlite_pool
     told: list[int] = []
-    pool.matcher.on_match.append(told.append)
+    pool.driver.observers.append(lambda outcome: told.append(outcome.row.id) if outcome.row else None)
     pool.device()
     served, _ = pool.request(at=NOW), pool.request(at=later(1))
     pool.match()
@@ -696,7 +696,7 @@ def test_a_run_that_failed_counts_for_nobody(sqlite_pool: Pool, monkeypatch: pyt
 def test_it_is_woken_from_a_worker(database: Database):
     with pool_of(database, Clock()) as pool:
         matched = threading.Event()
-        pool.matcher.on_match.append(lambda _: matched.set())
+        pool.driver.observers.append(lambda _: matched.set())
         pool.device()
         pool.request()
         for _ in range(100):
