@@ -192,6 +192,11 @@ def _syslog(text: str) -> str | tuple[str, int]:
     return HOST.parse(host), PORT.parse(port)
 
 
+def host_and_port(host: str, port: int) -> str:
+    """``HOST:PORT``; an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _show_syslog(value: str | tuple[str, int]) -> str:
     return value if isinstance(value, str) else f"{value[0]}:{value[1]}"
 
@@ -327,6 +332,11 @@ class Server:
         NAMES, (), "Servers whose pages may call this API from a browser, besides the imaging servers of this pool."
     )
     log_requests: bool = setting(BOOLEAN, True, "Log each API call with caller, path, status and duration.")
+
+    @property
+    def listen_url(self) -> str:
+        """Where this server itself listens, without a slash at the end."""
+        return f"http://{host_and_port(self.listen, self.port)}"
 
 
 @dataclass(frozen=True)

@@ -354,7 +354,7 @@ class Daemon:
 
         server = self.settings.server
         specs = boards_of(self.database, self.server_id)
-        self.rack = Rack.from_settings(self.settings, specs, server_url=f"http://{server.listen}:{server.port}")
+        self.rack = Rack.from_settings(self.settings, specs, server_url=server.listen_url)
         self.rack.start()
         log.info("%d simulated boards are up", len(specs))
 

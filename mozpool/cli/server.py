@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ import click
 
 from mozpool import __version__
 from mozpool.clock import Clock
-from mozpool.config import Settings, load
+from mozpool.config import SYSLOG, ConfigError, Problem, Settings, host_and_port, load
 from mozpool.daemon import Daemon
 from mozpool.db import schema
 from mozpool.db.engine import Database
@@ -38,11 +39,47 @@ def configure_logging(settings: Settings) -> None:
     """Log to stderr and, when configured, to syslog."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if settings.server.syslog:
-        handlers.append(logging.handlers.SysLogHandler(address=settings.server.syslog))
+        handlers.append(_syslog(settings, settings.server.syslog))
     logging.basicConfig(level=settings.server.log_level, format=FORMAT, handlers=handlers, force=True)
     for name in ("alembic", "apscheduler"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+
+
+class Syslog(logging.handlers.SysLogHandler):
+    """Says once on stderr that syslog takes no lines, not with every line; and anew when it took some since."""
+
+    _failed = False
+    _told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._failed = False
+        super().emit(record)
+        if not self._failed:
+            self._told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._failed = True
+        if not self._told:
+            self._told = True
+            reason = error.strerror or type(error).__name__
+            with suppress(OSError):
+                click.echo(f"mozpool-server: syslog {SYSLOG.show(self.address)} takes no lines: {reason}", err=True)
+
+
+def _syslog(settings: Settings, address: str | tuple[str, int]) -> Syslog:
+    """The handler for syslog at this address. Raises ConfigError when there can't be anything."""
+    try:
+        return Syslog(address=address)
+    except OSError as error:
+        message = f"{SYSLOG.show(address)!r} can't be used: {error.strerror or error}"
+        line = settings.lines.get(("server", "syslog"))
+        problem = Problem(settings.source or Path("config.ini"), line, "server", "syslog", message)
+        raise ConfigError([problem]) from error
 
 
 def _port(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -98,7 +135,7 @@ def serve(settings: Settings) -> None:
     signal.signal(signal.SIGINT, end)
     try:
         daemon.start()
-        log.info("listening on http://%s:%d/", settings.server.listen, settings.server.port)
+        log.info("listening on %s/", settings.server.listen_url)
         server.run()
     except SystemExit:
         pass
@@ -144,7 +181,7 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            raise OSError(f"cannot listen on {host_and_port(host, port)}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

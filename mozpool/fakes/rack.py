@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from mozpool.bmm.backends.proxr import Board, RelayInfo
 from mozpool.clock import Clock
-from mozpool.config import Settings
+from mozpool.config import Settings, host_and_port
 from mozpool.fakes.board import Behaviour, BoardSpec
 from mozpool.fakes.echo import ECHO_PORT
 from mozpool.fakes.loopback import LoopbackBoard
@@ -107,7 +107,7 @@ class Rack:
             ping_failure=testing.fake_ping_failure,
             self_test_failure=testing.fake_selftest_failure,
         )
-        url = server_url or f"http://{host}:{server.port}"
+        url = server_url or f"http://{host_and_port(host, server.port)}"
         return cls(boards, url, settings.paths.tftp_root, behaviour, random.Random(testing.seed))
 
     def __enter__(self) -> Self:

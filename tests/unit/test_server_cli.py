@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import logging
+import socket
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from mozpool.cli.server import configure_logging, main
-from mozpool.config import SYSTEM_FILE, Settings
+from mozpool.cli.server import Syslog, configure_logging, main
+from mozpool.config import SYSTEM_FILE, Server, Settings
 
 
 def run(*arguments: str) -> Result:
@@ -61,3 +62,52 @@ def test_migrations_are_silent_while_a_server_starts() -> None:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+def test_a_syslog_that_is_missing_is_told_once_and_anew_when_it_was_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path / "log")
+    handler = Syslog(address=place)
+    record = logging.LogRecord("mozpool", logging.INFO, "", 0, "said", None, None)
+
+    def said(lines: int) -> str:
+        for _ in range(lines):
+            handler.handle(record)
+        return capsys.readouterr().err
+
+    missing = f"mozpool-server: syslog {place} takes no lines: No such file or directory\n"
+    try:
+        assert said(3) == missing
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+            syslog.bind(place)
+            assert said(2) == ""
+            assert syslog.recv(100).endswith(b"said\0")
+        Path(place).unlink()
+        assert said(2).splitlines()[0].startswith(f"mozpool-server: syslog {place} takes no lines: ")
+        assert said(2) == ""
+    finally:
+        handler.close()
+
+
+def test_what_is_wrong_with_a_line_itself_is_shown_as_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = Syslog(address=str(tmp_path / "log"))
+    handler.handle(logging.LogRecord("mozpool", logging.INFO, "", 0, "%d", ("many",), None))
+    handler.close()
+    assert "TypeError" in capsys.readouterr().err
+
+
+def test_a_syslog_on_a_host_that_does_not_exist_stops_the_start_and_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mozpool.ini"
+    file.write_text("[server]\nfqdn = 127.0.0.1\nsyslog = nohost.invalid:514\n")
+    result = run("--config", str(file))
+    assert result.exit_code == 1
+    assert f"mozpool-server: {file}:3: [server] syslog: 'nohost.invalid:514' can't be used: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [("127.0.0.1", "http://127.0.0.1:8080"), ("::1", "http://[::1]:8080"), ("localhost", "http://localhost:8080")],
+)
+def test_an_ipv6_address_stands_in_brackets(listen: str, url: str) -> None:
+    assert Server(listen=listen).listen_url == url
