@@ -256,7 +256,7 @@ def testdata(arguments: tuple[str, ...]) -> None:
 
 def _run(file: str, arguments: tuple[str, ...]) -> None:
     """Run a script's ``main`` and end with its status."""
-    script: Callable[..., int | None] | None = runpy.run_path(str(_find(file))).get("main")
+    script: Callable[..., int | None] | None = _load(file).get("main")
     if script is None:
         raise click.ClickException(f"{file} has no function main(args, settings, database)")
     asks_for_help = bool({"-h", "--help"} & set(arguments))
@@ -264,6 +264,17 @@ def _run(file: str, arguments: tuple[str, ...]) -> None:
         if not asks_for_help:
             must_be_up_to_date(database)
         raise SystemExit(script(list(arguments), settings, database) or 0)
+
+
+def _load(file: str) -> dict[str, Any]:
+    """What the script defines. What it raises by itself is its author's business, and raised."""
+    path = _find(file)
+    try:
+        compile(path.read_bytes(), str(path), "exec")
+    except (SyntaxError, ValueError) as error:
+        place = f"{file}:{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else file
+        raise click.ClickException(f"{place}: is no Python script") from error
+    return runpy.run_path(str(path))
 
 
 def _find(file: str) -> Path:

@@ -16,6 +16,7 @@ from alembic import command as alembic
 from sqlalchemy import select
 
 from mozpool import resources
+from mozpool.cli.db import _load
 from mozpool.db import schema, tables
 from mozpool.db.engine import Database
 from tests.conftest import open_database
@@ -246,6 +247,21 @@ def test_it_refuses_a_script_that_is_none(made: Run, tmp_path: Path):
     assert "there is no script nowhere.py" in made("run", "nowhere.py", status=2).stderr
     (tmp_path / "empty.py").write_text("")
     assert "has no function main" in made("run", "empty.py", status=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("contents", "place"), [(b"x = 1\nDear Sir or Madam,\n", ":2"), (b"x = 1\0\n", ""), (b"x = '\xff'\n", "(:1)?")]
+)
+def test_what_is_no_python_is_one_line(made: Run, tmp_path: Path, contents: bytes, place: str):
+    (tmp_path / "letter.txt").write_bytes(contents)
+    assert_one_line(made("run", "letter.txt", status=1), rf"Error: letter\.txt{place}: is no Python script")
+
+
+def test_what_a_script_raises_is_not_taken_for_that(tmp_path: Path):
+    script = tmp_path / "mine.py"
+    script.write_text("x = 1\nint('many')\n")
+    with pytest.raises(ValueError, match="many"):
+        _load(str(script))
 
 
 @pytest.mark.parametrize("command", [["testdata"], ["run", "testdata.py"], ["run", "scripts/testdata.py"]])
