@@ -255,7 +255,8 @@ def parse(model: type[Model], values: Mapping[str, Any]) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        name = ".".join(str(part) for part in first["loc"]) or None
+        # A key that is wrong is named by itself: what pydantic puts behind it is no field.
+        name = ".".join(str(part) for part in first["loc"] if part != "[key]") or None
         if first["type"] == "missing":
             raise BadInput(f"{name}: is missing", field=name) from error
         shown = repr(first["input"])

@@ -382,7 +382,7 @@ def request(client: Client, /, ready_within: float | None, no_wait: bool, as_jso
         click.echo(f"request {made.id}{f': {made.assigned_device}' if made.assigned_device else ''}")
     else:
         click.echo(f"request {made.id}: {_ready(made)}")
-        click.echo(f"Give it back with: mozpool return {made.id}", err=True)
+        output.note(f"Give it back with: mozpool return {made.id}")
 
 
 @contextmanager

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, TextIO
 
@@ -89,18 +92,22 @@ class ProgressLines:
         elif self._live:
             seconds = 0.0 if progress.changed else progress.seconds
             what = " ".join(filter(None, (status.device, status.device_state)))
-            self._stream.write(f"{CLEAR_LINE}  {plain(status.state):<30} {seconds:6.1f} s {plain(what)}".rstrip())
-            self._stream.flush()
+            self._write(f"{CLEAR_LINE}  {plain(status.state):<30} {seconds:6.1f} s {plain(what)}".rstrip())
 
     def close(self) -> None:
         """Leave the last line as it is: nothing more comes."""
         if self._live:
-            self._stream.write(CLEAR_LINE)
-            self._stream.flush()
+            self._write(CLEAR_LINE)
 
     def _line(self, text: str) -> None:
-        self._stream.write(f"{CLEAR_LINE if self._live else ''}{text}\n")
-        self._stream.flush()
+        self._write(f"{CLEAR_LINE if self._live else ''}{text}\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            _write_to_nobody(self._stream)
 
     def _show_device(self, device: str, since: datetime) -> None:
         """Show the states that the device has left since it was claimed at this time, by its own log."""
@@ -128,6 +135,20 @@ class ProgressLines:
                 self._entered = line.timestamp
 
 
+def note(text: str) -> None:
+    """One line on standard error, be there somebody who reads it or not."""
+    try:
+        click.echo(text, err=True)
+    except BrokenPipeError:
+        _write_to_nobody(sys.stderr)
+
+
 def error_line(message: str) -> None:
     """One sentence on standard error."""
-    click.echo(f"mozpool: {plain(message)}", err=True)
+    note(f"mozpool: {plain(message)}")
+
+
+def _write_to_nobody(stream: TextIO) -> None:
+    """The reader has gone: let what else is written, also at the exit, get lost instead of failing."""
+    with suppress(OSError), open(os.devnull, "wb") as nobody:
+        os.dup2(nobody.fileno(), stream.fileno())

@@ -23,6 +23,7 @@ CODES = {
     405: "method_not_allowed",
     413: "too_large",
     415: "bad_input",
+    431: "too_large",
 }
 """Stable words for what the framework itself refuses."""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from ipaddress import ip_address
 from typing import Any
 
@@ -12,9 +13,11 @@ from apiflask import APIFlask
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer, MultiSocketServer, create_server
-from waitress.task import WSGITask
+from waitress.task import ErrorTask, WSGITask
+from waitress.utilities import InternalServerError
 
 from mozpool.config import Server
+from mozpool.web.errors import CODES, INTERNAL
 
 MAX_BODY = 2 * 1024 * 1024
 """Bytes of a body that are read at all; the application refuses smaller ones in its own words."""
@@ -35,8 +38,26 @@ class _Task(WSGITask):
             super().set_close_on_finish()
 
 
+class _ErrorTask(ErrorTask):
+    """What never gets to the application, since it is no HTTP or too large, is refused in the API's words too."""
+
+    def execute(self) -> None:
+        asked: HTTPRequestParser = self.request  # type: ignore[assignment]
+        error = asked.error
+        assert error is not None
+        message = INTERNAL if isinstance(error, InternalServerError) else f"{error.reason}: {error.body}"
+        said = {"error": {"code": CODES.get(error.code, "error"), "message": message, "field": None}}
+        body = (json.dumps(said, separators=(",", ":")) + "\n").encode()
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers = [*self.response_headers, ("Content-Type", "application/json")]
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
 class _Channel(HTTPChannel):
     task_class = _Task
+    error_task_class = _ErrorTask
 
 
 def make_server(app: APIFlask, settings: Server) -> BaseWSGIServer | MultiSocketServer:

@@ -128,6 +128,7 @@ BAD: list[tuple[dict[str, Any], str | None, int]] = [
     ({"priority": "high"}, "priority", 400),
     ({"labels": ["a"]}, "labels", 400),
     ({"labels": {"a": 1}}, "labels.a", 400),
+    ({"labels": {"a=b": "c"}}, "labels.a=b", 400),
     ({"callback_url": "file:///etc/passwd"}, "callback_url", 400),
     ({"environment": "x" * 33}, "environment", 400),
     ({"assignee": "\ud800"}, None, 400),

@@ -274,6 +274,27 @@ def test_below_run_a_device_is_acted_on_by_its_holder(server):
     assert "request_id" not in server.pool.device_calls[1][2]
 
 
+def test_run_runs_its_command_though_nobody_reads_the_progress(server, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "mozpool.client.cli", "run", *B2G, "--", "touch", str(tmp_path / "it-ran")],
+            preexec_fn=default_signals,
+            env=environment(server),
+            cwd=resources.CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=writer,
+            timeout=60,
+        )
+    finally:
+        os.close(writer)
+    assert (tmp_path / "it-ran").exists()
+    assert done.returncode == 0
+    assert server.pool.requests[1]["state"] == "closed"
+
+
 # Exit codes
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import threading
@@ -91,6 +92,28 @@ def test_callers_behind_a_proxy_on_this_machine_are_known(site: Server, caplog: 
         call(stream, "GET /api/version/")
     lines = [record.getMessage() for record in caplog.records if record.name == "mozpool.access"]
     assert [line.split()[0] for line in lines] == ["198.51.100.7", "127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GET /api/version/ HTTP/1.1\r\nContent-Length: abc\r\n\r\n", 400, "bad_input"),
+        (b"\x16\x03\x01 what is this\r\n\r\n", 400, "bad_input"),
+        (b"POST /api/x/ HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", 413, "too_large"),
+        (b"POST /api/x/ HTTP/1.1\r\nTransfer-Encoding: what, chunked\r\n\r\n", 501, "error"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * (2**18 - 19), 431, "too_large"),
+    ],
+)
+def test_what_is_refused_before_the_application_is_json_too(site: Server, sent: bytes, status: int, code: str) -> None:
+    with connection(site) as stream:
+        stream.write(sent)
+        stream.flush()
+        head, _, body = stream.read().partition(b"\r\n\r\n")
+    assert head.split()[1] == str(status).encode()
+    assert b"Content-Type: application/json" in head
+    error = json.loads(body)["error"]
+    assert (error["code"], error["field"]) == (code, None)
+    assert error["message"]
 
 
 @pytest.mark.parametrize(
