@@ -222,7 +222,11 @@ _head() {
 
 # The size in bytes that the server promises for a URL, after _head; nothing when it doesn't say.
 _promised_size() {
-    tr -d '\r' <"$RUN/headers" | awk 'tolower($1) == "content-length:" { size = $2 } END { if (size != "") print size }'
+    # A redirection has headers of its own before those of the file.
+    tr -d '\r' <"$RUN/headers" | awk '
+        $1 ~ /^HTTP\// { size = "" }
+        tolower($1) == "content-length:" && $2 ~ /^[0-9]+$/ { size = $2 }
+        END { if (size != "") print size }'
 }
 
 # _fits BYTES: whether so much may be kept in memory, with room for the work to be done on it.
@@ -242,14 +246,15 @@ _source() {
     esac
 }
 
-# _unpacker NAME: print the program that unpacks a file of this name to standard output when it is called with -c.
-# Not zcat: busybox's succeeds on half a file, its gunzip doesn't.
+# _unpacker NAME: print the program that unpacks a file of this name to standard output when it is called with -c; fails
+# when there is none. Not zcat: busybox's succeeds on half a file, its gunzip doesn't.
 _unpacker() {
     case ${1%%\?*} in
         *.gz | *.tgz) echo gunzip ;;
         *.bz2) echo bunzip2 ;;
         *.xz) echo unxz ;;
-        *) echo _plain ;;
+        *.img) echo _plain ;;
+        *) return 1 ;;
     esac
 }
 
@@ -548,6 +553,10 @@ install_partitions() {
     for _part in $PARTS; do
         _find_tarball "$BASE" "$_part" >"$RUN/$_part"
         read -r _name _sum <"$RUN/$_part"
+        case $_name in
+            # unxz compares no checksum but CRC32, and xz makes others.
+            *.xz) [ -n "$_sum" ] || die "$BASE has no SHA256SUMS: without it nobody sees that $_name is damaged" ;;
+        esac
         persist _head "$BASE/$_name" || die "$WHY"
         _size=$(_promised_size)
         _bytes=$((_bytes + ${_size:-1000000000000}))

@@ -3,7 +3,7 @@
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
 # Second stage: a disk image, written as it is. Boot config: image_url (of a .img, .img.gz, .img.xz or .img.bz2),
-# sha256 (of the file that is downloaded; optional), size (in bytes, of the disk image once unpacked; optional).
+# sha256 (of the file that is downloaded; a .img.xz needs it), size (in bytes, of the disk image once unpacked; optional).
 #
 # What fits in memory is downloaded and compared before anything is written. What doesn't is written while it is
 # downloaded. Either way the disk is read again and compared with what was written.
@@ -29,18 +29,41 @@ fi
 case $size in
     *[!0-9]*) die "the boot config's size is no number of bytes" ;;
 esac
+case ${image%%\?*} in
+    *.img | *.img.gz | *.img.bz2) ;;
+    # unxz compares no checksum but CRC32, and xz makes others.
+    *.img.xz) [ -n "$sha256" ] || die "the boot config has no sha256: without it nobody sees that a .img.xz is damaged" ;;
+    # What is packed in another way would be written packed.
+    *) die "$image is neither .img nor .img.gz, .img.bz2 or .img.xz" ;;
+esac
+unpack=$(_unpacker "$image") || die "nothing here unpacks $image"
+
+# check_size BYTES: of the disk image, once unpacked.
+check_size() {
+    [ -z "$size" ] || [ "$1" -eq "$size" ] || die "$image has $1 bytes and should have $size"
+}
 
 event raw_downloading
 target=$(disk)
 need_disk "$target"
 persist _head "$image" || die "$WHY"
 promised=$(_promised_size)
+if [ "$unpack" = _plain ]; then
+    # Such a file looks whole wherever it ends.
+    [ -z "$promised" ] || check_size "$promised"
+    size=${size:-$promised}
+    [ -n "$size$sha256" ] ||
+        die "how long is $image? The server does not tell, and the boot config has neither sha256 nor size"
+fi
 if [ -n "$promised" ] && _fits "$promised"; then
     say "downloading $image ($promised bytes)"
     source=$RUN/image
     fetch "$image" "$source" "$sha256" || die "$WHY"
-    # Without a checksum this shows before anything is written that the file is whole.
-    [ -n "$sha256" ] || "$(_unpacker "$image")" -c <"$source" >/dev/null || die "$image cannot be unpacked"
+    if [ -z "$sha256" ]; then
+        # This shows before anything is written that the file is whole.
+        found=$("$unpack" -c <"$source" | wc -c) || die "$image cannot be unpacked"
+        check_size "$found"
+    fi
     sha256= # has been compared
 else
     say "$image is too large for the memory: writing while downloading"
@@ -48,7 +71,7 @@ else
 fi
 
 event raw_writing
-_source "$source" | _sum_on_the_way "$RUN/packed" "$sha256" | "$(_unpacker "$image")" -c |
+_source "$source" | _sum_on_the_way "$RUN/packed" "$sha256" | "$unpack" -c |
     _also "$RUN/plain" sha256sum | _also "$RUN/bytes" wc -c |
     dd of="$target" bs=1M iflag=fullblock conv=notrunc,fsync 2>"$RUN/dd" ||
     die "could not write $image to $target: $(tail -n 1 "$RUN/dd")"
@@ -59,9 +82,7 @@ if [ -n "$sha256" ]; then
     found=$(cut -d ' ' -f 1 "$RUN/packed")
     [ "$found" = "$sha256" ] || die "$image: its checksum is $found and should be $sha256"
 fi
-if [ -n "$size" ] && [ "$written" -ne "$size" ]; then
-    die "$image has $written bytes and should have $size"
-fi
+check_size "$written"
 
 sync
 # Or the kernel would answer from its memory.

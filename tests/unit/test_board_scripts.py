@@ -149,9 +149,11 @@ class Handler(BaseHTTPRequestHandler):
         length = len(body)
         if fault == "wrong":
             body = bytes(length)
-        if fault in ("half", "stall"):
+        if fault in ("half", "half, no length", "stall"):
             body = body[: length // 2]
-        self._send(status, body, None if fault == "no length" else length)
+        if fault == "empty":
+            body, length = b"", 0
+        self._send(status, body, None if "no length" in fault else length)
         if fault == "stall":
             self.wfile.flush()
             self.server.released.wait(60)
@@ -526,7 +528,7 @@ PACKED = {
     "d.img": DISK,
     "d.img.gz": gzip.compress(DISK, 1),
     "d.img.bz2": bz2.compress(DISK, 1),
-    "d.img.xz": lzma.compress(DISK, preset=0, check=lzma.CHECK_CRC32),
+    "d.img.xz": lzma.compress(DISK, preset=0),
 }
 
 
@@ -571,19 +573,27 @@ def test_raw_refuses_a_wrong_checksum_before_it_writes(board):
 
 @needs_busybox
 @pytest.mark.parametrize(
-    ("fault", "config"),
+    ("name", "faults", "config"),
     [
-        ("", {"sha256": sha256(b"other")}),
-        ("half", {}),
-        ("half", {"sha256": sha256(PACKED["d.img.gz"])}),
-        ("wrong", {}),
-        ("", {"size": 2_999_999}),
+        ("d.img.gz", [], {"sha256": sha256(b"other")}),
+        ("d.img.gz", ["", "half"], {}),
+        ("d.img.gz", ["", "half"], {"sha256": sha256(PACKED["d.img.gz"])}),
+        ("d.img.gz", ["no length", "half, no length"], {}),
+        ("d.img.gz", ["", "wrong"], {}),
+        ("d.img.gz", [], {"size": 2_999_999}),
+        ("d.img.bz2", ["no length", "half, no length"], {}),
+        ("d.img", ["", "half"], {}),
+        ("d.img", ["", "half, no length"], {}),
+        ("d.img", ["no length", "half, no length"], {"size": len(DISK)}),
+        ("d.img", ["no length", "half, no length"], {"sha256": sha256(DISK)}),
+        ("d.img.xz", ["no length", "half, no length"], {"sha256": sha256(PACKED["d.img.xz"])}),
+        ("d.img.xz", ["no length", "empty"], {"sha256": sha256(b"")}),
     ],
 )
-def test_raw_never_reports_success_of_a_stream_that_went_wrong(board, fault, config):
-    raw(board, **config)
+def test_raw_never_reports_success_of_a_stream_that_went_wrong(board, name, faults, config):
+    raw(board, name, **config)
     board.memory(1)
-    board.server.faults["/images/d.img.gz"] = ["", fault]  # the first asks for the size
+    board.server.faults[f"/images/{name}"] = list(faults)  # the first asks for the size
     done = board.run("raw-second-stage.sh")
     assert done.returncode == 1
     assert "failed: " in done.stderr
@@ -599,6 +609,91 @@ def test_raw_unpacks_a_file_without_checksum_before_it_writes(board):
     assert "cannot be unpacked" in done.stderr
     assert disk.read_bytes() == b"old!" * 1_000_000
     assert board.server.events == RAW_EVENTS[:1]
+
+
+@needs_busybox
+@pytest.mark.parametrize(
+    ("name", "faults", "config", "why"),
+    [
+        ("d.img", ["", "half, no length"], {}, "d.img has 1500000 bytes and should have 3000000"),
+        ("d.img", [], {"size": 2_999_999}, "d.img has 3000000 bytes and should have 2999999"),
+        ("d.img.gz", [], {"size": 2_999_999}, "d.img.gz has 3000000 bytes and should have 2999999"),
+    ],
+)
+def test_raw_without_checksum_compares_the_size_before_it_writes(board, name, faults, config, why):
+    disk = raw(board, name, **config)
+    board.server.faults[f"/images/{name}"] = list(faults)
+    done = board.run("raw-second-stage.sh")
+    assert done.returncode == 1
+    assert why in done.stderr
+    assert disk.read_bytes() == b"old!" * 1_000_000
+    assert board.server.events == RAW_EVENTS[:1]
+
+
+@needs_busybox
+def test_raw_writes_no_plain_image_whose_end_nobody_knows(board):
+    disk = raw(board, "d.img")
+    board.server.faults["/images/d.img"] = ["no length"] * 9
+    done = board.run("raw-second-stage.sh")
+    assert done.returncode == 1
+    assert "how long is " in done.stderr
+    assert disk.read_bytes() == b"old!" * 1_000_000
+    assert board.server.events == RAW_EVENTS[:1]
+
+
+@needs_busybox
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("d.img", {"size": len(DISK)}), ("d.img", {"sha256": sha256(DISK)}), ("d.img.gz", {}), ("d.img.bz2", {})],
+)
+def test_raw_needs_no_promised_size_where_the_end_is_known_otherwise(board, name, config):
+    disk = raw(board, name, **config)
+    board.server.faults[f"/images/{name}"] = ["no length"] * 9
+    done = board.run("raw-second-stage.sh")
+    assert done.returncode == 0, done.stderr
+    assert disk.read_bytes()[: len(DISK)] == DISK
+    assert board.server.events == RAW_EVENTS
+
+
+@needs_busybox
+def test_the_size_of_a_redirection_is_not_that_of_the_file(board):
+    moved = "  HTTP/1.1 302 Found\r\n  Content-Length: 154\r\n  Location: /x\r\n"
+    for file, size in {"  content-length: 12\r\n": "12\n", "  Transfer-Encoding: chunked\r\n": ""}.items():
+        board.write("run/mozpool/headers", f"{moved}  HTTP/1.1 200 OK\r\n{file}")
+        assert board.library("_promised_size").stdout == size
+
+
+@needs_busybox
+@pytest.mark.parametrize("name", ["d.img.zst", "d.IMG.GZ", "d.img.gz.zip", "d.zip", "d.tar", "d.tar.gz", "d", "img"])
+def test_raw_refuses_what_it_cannot_unpack_before_it_tells_anything(board, name):
+    disk = raw(board, name, PACKED["d.img.gz"], sha256=sha256(PACKED["d.img.gz"]))
+    done = board.run("raw-second-stage.sh")
+    assert done.returncode == 1
+    assert f"/images/{name} is neither .img nor .img.gz, .img.bz2 or .img.xz" in done.stderr
+    assert disk.read_bytes() == b"old!" * 1_000_000
+    assert board.server.events == []
+
+
+@needs_busybox
+def test_raw_knows_an_image_by_its_name_before_the_question_mark(board):
+    disk = raw(board, "d.img.gz")
+    board.server.files["/images/d.img.gz?as=d.zip"] = board.server.files.pop("/images/d.img.gz")
+    board.boot_config(image_url=f"{board.server.url}/images/d.img.gz?as=d.zip")
+    done = board.run("raw-second-stage.sh")
+    assert done.returncode == 0, done.stderr
+    assert disk.read_bytes()[: len(DISK)] == DISK
+
+
+@needs_busybox
+def test_raw_refuses_xz_without_checksum_as_it_would_not_see_damage(board):
+    damaged = bytearray(PACKED["d.img.xz"])
+    damaged[1_500_000] ^= 1
+    disk = raw(board, "d.img.xz", bytes(damaged), size=len(DISK))
+    done = board.run("raw-second-stage.sh")
+    assert done.returncode == 1
+    assert "no sha256: without it nobody sees that a .img.xz is damaged" in done.stderr
+    assert disk.read_bytes() == b"old!" * 1_000_000
+    assert board.server.events == []
 
 
 @needs_busybox
@@ -709,8 +804,9 @@ def in_ext4(board: Board, number: int, path: str) -> bytes:
     ("kind", "key", "suffix", "sums", "memory"),
     [
         ("b2g", "b2gbase", "tar.gz", True, 1000),
-        ("b2g", "b2gbase", "tar.xz", False, 1000),
+        ("b2g", "b2gbase", "tar.xz", True, 1000),
         ("b2g", "b2gbase", "tgz", True, 0),
+        ("b2g", "b2gbase", "tgz", False, 1000),
         ("android", "androidbase", "tar.bz2", True, 1000),
         ("android", "b2gbase", "tar.gz", False, 0),
     ],
@@ -770,6 +866,20 @@ def test_a_damaged_or_missing_tarball_is_no_success(board, memory, path, content
     assert "failed: " in done.stderr
     assert board.server.events == ["b2g_downloading", "b2g_extracting"][:events]
     assert "reboot -f" not in board.done
+
+
+@needs_busybox
+@needs_disk_tools
+@pytest.mark.parametrize("memory", [1000, 0], ids=["in memory", "streamed"])
+def test_xz_without_checksums_is_refused_before_anything_is_written(board, memory):
+    partitions(board, "tar.xz", sums=False)
+    board.memory(memory)
+    board.boot_config(b2gbase=f"{board.server.url}/b")
+    done = board.run("b2g-second-stage.sh")
+    assert done.returncode == 1
+    assert "no SHA256SUMS: without it nobody sees that boot.tar.xz is damaged" in done.stderr
+    assert board.server.events == ["b2g_downloading"]
+    assert board.done == []
 
 
 @needs_busybox
