@@ -85,8 +85,10 @@ fi
 say "testing for $hardware"
 
 failed=
-sed 1d "$lines" >"$lines.tests"
+seen=0
+sed 1d "$lines" >"$lines.tests" || { complain "cannot keep the tests"; finish failed_self_test; }
 while IFS=$TAB read -r priority verbose kind name first second third; do
+    seen=$((seen + 1))
     if [ -n "$failed" ] && [ "$priority" -gt "$failed" ]; then
         say "left out: $name"
         continue
@@ -109,5 +111,9 @@ while IFS=$TAB read -r priority verbose kind name first second third; do
     fi
 done <"$lines.tests"
 
+if [ "$seen" != "$count" ]; then
+    complain "$seen of $count tests were read"
+    finish failed_self_test
+fi
 [ -z "$failed" ] || finish failed_self_test
 finish self_test_ok

@@ -963,6 +963,32 @@ def test_a_self_test_without_whole_description_is_failed(board, content):
     assert board.server.events == ["self_test_running", "failed_self_test"]
 
 
+@needs_busybox
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        ('mkdir "$T/root/run/mozpool/selftest.lines.tests";', "cannot keep the tests"),
+        # They are counted, and then not all are kept.
+        (
+            'kept() { if [ -e "$T/counted" ]; then head -n 1; else : >"$T/counted"; cat; fi; };',
+            "1 of 2 tests were read",
+        ),
+        (
+            'kept() { if [ -e "$T/counted" ]; then cat >/dev/null; else : >"$T/counted"; cat; fi; };',
+            "0 of 2 tests were read",
+        ),
+    ],
+    ids=["cannot write", "one kept", "none kept"],
+)
+def test_a_self_test_that_did_not_run_all_tests_is_failed(board, before, why):
+    self_test(board, "1|0|block_device|A|vda|1", "1|0|block_device|B|vda|1")
+    if "kept" in before:
+        before += 'sed() { if [ "$1" = 1d ]; then command sed "$@" | kept; else command sed "$@"; fi; };'
+    board.run("self-test-second-stage.sh", before=before)
+    assert board.server.events == ["self_test_running", "failed_self_test"]
+    assert f"-p local0.info -t panda-1 selftest.sh[ERROR] -- {why}" in board.syslog
+
+
 # --- maintenance ---
 
 
