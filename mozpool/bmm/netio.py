@@ -9,14 +9,21 @@ silent, would stretch a conversation without end. Here each call gets what is le
 
 from __future__ import annotations
 
+import itertools
+import selectors
 import socket
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from mozpool.clock import Deadline
 
 Address = tuple[socket.AddressFamily, Any]
+
+NEXT_ATTEMPT = 1.0
+"""Seconds after which one more connection is begun to a peer that should speak and does not."""
 
 
 class PeerError(Exception):
@@ -41,6 +48,17 @@ class Connection:
             except OSError as e:
                 problem = PeerError(f"no connection: {_reason(e)}")
         raise problem
+
+    @classmethod
+    def that_speaks(cls, host: str, port: int, deadline: Deadline, every: float = NEXT_ATTEMPT) -> Self:
+        """A connection to a peer that speaks first, as soon as it has begun to. Raises PeerError.
+
+        While it is silent, one more connection is begun every so many seconds, and the first on which it speaks is
+        taken: what was begun while a board was booting may hang long after the board is up.
+        """
+        connection = cls.__new__(cls)
+        connection._socket = _first_to_speak(resolve(host, port, deadline), host, deadline, every)
+        return connection
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +95,16 @@ class Connection:
         except OSError as e:
             raise PeerError(f"lost the connection while waiting for an answer: {_reason(e)}") from e
 
+    def unasked(self, seconds: float, at_most: int = 16) -> bytes:
+        """What is there although nothing was asked, or comes within so many seconds (0: does not wait).
+
+        Empty when there is nothing, also because the connection has ended: what is sent next will tell.
+        """
+        with suppress(OSError):
+            self._socket.settimeout(max(0.0, seconds))
+            return self._socket.recv(at_most)
+        return b""
+
 
 def _connect(family: socket.AddressFamily, address: Any, deadline: Deadline) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -88,6 +116,76 @@ def _connect(family: socket.AddressFamily, address: Any, deadline: Deadline) -> 
         sock.close()
         raise
     return sock
+
+
+def _first_to_speak(addresses: Sequence[Address], host: str, deadline: Deadline, every: float) -> socket.socket:
+    """The first of any number of connections on which the peer speaks; the others are closed. Raises PeerError."""
+    if not addresses:
+        raise PeerError(f"the host name {host!r} has no address")
+    waiting: list[socket.socket] = []
+    connected = False
+    try:
+        for number, (family, address) in enumerate(itertools.cycle(addresses), start=1):
+            if deadline.expired:
+                break
+            problem = _begin(family, address, waiting)
+            attempt = deadline.within(every)
+            while waiting and not attempt.expired:
+                for sock in _readable(waiting, attempt.remaining()):
+                    waiting.remove(sock)
+                    problem = _silence(sock)
+                    if problem is None:
+                        return sock
+                    sock.close()
+            # Where an older connection still waits, its peer may speak yet, whatever became of a newer one.
+            if problem is not None and not waiting and number >= len(addresses):
+                raise problem
+            connected = any(_is_connected(sock) for sock in waiting)
+    finally:
+        for sock in waiting:
+            sock.close()
+    raise PeerError(f"no {'answer' if connected else 'connection'} within {_seconds(deadline)}")
+
+
+def _begin(family: socket.AddressFamily, address: Any, waiting: list[socket.socket]) -> PeerError | None:
+    """Begin a connection and add it to those that wait; what is wrong if that is clear at once."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(BlockingIOError):
+            sock.connect(address)
+    except OSError as e:
+        sock.close()
+        return PeerError(f"no connection: {_reason(e)}")
+    waiting.append(sock)
+    return None
+
+
+def _readable(waiting: Sequence[socket.socket], seconds: float) -> list[socket.socket]:
+    """Those on which something has come, or that have ended, within so many seconds."""
+    with selectors.DefaultSelector() as selector:
+        for sock in waiting:
+            selector.register(sock, selectors.EVENT_READ, sock)
+        return [key.data for key, _ in selector.select(seconds)]
+
+
+def _silence(sock: socket.socket) -> PeerError | None:
+    """Why nothing can be read from a connection on which something happened; None when something can."""
+    try:
+        return None if sock.recv(1, socket.MSG_PEEK) else PeerError("closed the connection without a prompt")
+    except ConnectionResetError as e:
+        return PeerError(f"lost the connection while waiting for an answer: {_reason(e)}")
+    except OSError as e:
+        return PeerError(f"no connection: {_reason(e)}")
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _allow(sock: socket.socket, deadline: Deadline) -> None:

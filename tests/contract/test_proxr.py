@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 
@@ -13,7 +14,7 @@ import pytest
 from mozpool.bmm.backends.proxr import Board, ProXRPower, RelayInfo
 from mozpool.bmm.interfaces import BackendContext, Target
 from mozpool.errors import BadInput, HardwareError, LaneError
-from tests.contract.peers import RelayBoard, RelayFault
+from tests.contract.peers import Peer, RelayBoard, RelayFault
 
 
 def device(port: int, bank: int = 2, relay: int = 3, name: str = "panda-0001") -> Target:
@@ -268,6 +269,102 @@ def test_a_host_name_that_is_not_known_names_the_board(power, seconds):
 def test_a_host_name_is_resolved(start, power, seconds):
     board = start(RelayBoard())
     assert power.is_on(Target("d", "", "", relay_info=f"localhost:{board.port}:bank1:relay1"), seconds(5)) is True
+
+
+# Bytes that come when nothing was asked
+
+
+class Chatterer(RelayBoard):
+    """Its relays never move. A moment after some answers it says more, and its next answers come late."""
+
+    def __init__(self, extra: dict[int, bytes], *, greeting: bytes = b"", pause: float = 0.02) -> None:
+        super().__init__(RelayFault.STUCK)
+        self.extra = extra
+        """Action (0 off, 1 on, 2 read, -1 communication test) → what follows the answer, byte by byte."""
+        self.greeting = greeting
+        self.pause = pause
+
+    def serve(self, connection):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(self.greeting)
+        while command := self.receive(connection):
+            time.sleep(self.pause)
+            connection.sendall(self.answer(command))
+            for byte in self.extra.get(-1 if len(command) == 2 else (command[1] - 100) // 8, b""):
+                time.sleep(self.pause)
+                connection.sendall(bytes([byte]))
+
+
+@pytest.fixture
+def patient_power(clock):
+    """Listens as long as with real boards."""
+    return ProXRPower(BackendContext(clock, tftp_root=None, speed=1))
+
+
+@pytest.mark.parametrize(
+    ("operation", "relay_on", "extra"),
+    [
+        ("power_off", False, {1: b"\x01"}),
+        ("power_on", True, {0: b"\x00"}),
+        ("power_cycle", True, {0: b"\x00"}),
+        ("power_cycle", False, {1: b"\x01"}),
+        ("is_on", False, {2: b"\x01"}),
+        ("power_off", False, {1: b"\x01\x01"}),
+        ("power_off", True, {2: b"\x55"}),
+    ],
+)
+def test_a_late_byte_too_many_is_not_taken_for_an_answer(start, patient_power, seconds, operation, relay_on, extra):
+    board = start(Chatterer(extra))
+    board.relays[2, 3] = relay_on
+    with pytest.raises(LaneError, match=r"where nothing was asked|was expected") as caught:
+        getattr(patient_power, operation)(device(board.port), seconds(5))
+    assert caught.value.culprit == f"relay board 127.0.0.1:{board.port}"
+
+
+def test_a_late_byte_too_many_does_not_blame_the_relay(start, patient_power, seconds):
+    """The relay has moved, but the answer too many says that it has not."""
+    board = start(Chatterer({1: b"\x00"}))
+    board.relays[2, 3] = True
+    with pytest.raises(LaneError, match=r"sent \[1\] after its last answer, where nothing was asked|answered \[0, 1\]"):
+        patient_power.power_off(device(board.port), seconds(5))
+
+
+def test_a_board_that_speaks_first_is_not_believed(start, patient_power, seconds):
+    board = start(Chatterer({}, greeting=b"\x55"))
+    with pytest.raises(LaneError):
+        patient_power.power_on(device(board.port), seconds(5))
+
+
+def test_the_communication_test_takes_one_answer_only(start, patient_power, seconds):
+    board = start(Chatterer({-1: b"\x55"}))
+    with pytest.raises(LaneError, match=r"sent \[85\] after its last answer, where nothing was asked"):
+        patient_power.test(f"relay:127.0.0.1:{board.port}", seconds(5))
+
+
+class Babbler(Peer):
+    """Answers each command, at last, with garbage that comes byte by byte."""
+
+    def __init__(self, garbage: bytes) -> None:
+        super().__init__()
+        self.garbage = garbage
+
+    def serve(self, connection):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while self.receive(connection):
+            for byte in self.garbage:
+                time.sleep(0.02)
+                connection.sendall(bytes([byte]))
+
+
+@pytest.mark.parametrize("operation", ["power_cycle", "power_off", "power_on", "is_on"])
+@pytest.mark.parametrize("garbage", [b"\x07", b"\x55\x01\x00\x55", b"\x01\x00", b"\x00\x55", b"HTTP/1.0 400"])
+def test_garbage_in_single_bytes_is_no_answer(start, patient_power, seconds, garbage, operation):
+    board = start(Babbler(garbage))
+    began = time.monotonic()
+    with pytest.raises(LaneError, match=r"answered \[|where nothing was asked") as caught:
+        getattr(patient_power, operation)(device(board.port), seconds(2))
+    assert time.monotonic() - began < 5
+    assert caught.value.culprit == f"relay board 127.0.0.1:{board.port}"
 
 
 # Several at a time

@@ -35,6 +35,10 @@ _RELAY_ON = 108
 _READ_RELAY = 116
 _DONE = 85
 
+LISTENING = 0.25
+"""Seconds after the last answer of a connection in which a board must not say more: after an answer too many, each
+answer would be taken for that of the next command, and the last one's own comes last."""
+
 _BOARD = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 _RELAY = re.compile(r"(?P<board>.+):bank(?P<bank>[1-4]):relay(?P<relay>[1-8])")
 
@@ -107,6 +111,7 @@ class ProXRPower(Power):
         self._clock = context.clock
         self._recovery = RECOVERY / context.speed
         self._off_time = OFF_TIME / context.speed
+        self._listening = LISTENING / context.speed
         self._lines: dict[Board, _Line] = {}
         self._lock = threading.Lock()
 
@@ -156,7 +161,7 @@ class ProXRPower(Power):
         """
         with self._lock:
             line = self._lines.setdefault(board, _Line())
-        talk = _Conversation(device, operation, deadline)
+        talk = _Conversation(device, operation, deadline, self._listening)
         try:
             if not line.lock.acquire(timeout=deadline.remaining()):
                 raise PeerError(f"still in use by another operation after {deadline.seconds:.3g} s")
@@ -165,6 +170,7 @@ class ProXRPower(Power):
                 try:
                     with Connection(board.host, board.port, deadline) as talk.connection:
                         yield talk
+                        talk.finish()
                 finally:
                     # A failed attempt counts too: the board may have seen it.
                     line.free_at = self._clock.monotonic() + self._recovery
@@ -189,10 +195,11 @@ class _Conversation:
 
     connection: Connection
 
-    def __init__(self, device: str, operation: str, deadline: Deadline) -> None:
+    def __init__(self, device: str, operation: str, deadline: Deadline, listening: float) -> None:
         self._device = device
         self._operation = operation
         self._deadline = deadline
+        self._listening = listening
         self.aftermath = ""
         """What a failure from here on leaves behind, for the end of its message."""
 
@@ -208,6 +215,7 @@ class _Conversation:
         command = bytes((_PREFIX, first + relay.relay - 1, relay.bank))
         self._command(command, f"the command to switch {_power(power)}", (_DONE,))
         if self.has_power(relay) is not power:
+            self.finish()  # else the board is the culprit, and not the relay
             raise HardwareError(
                 self._device,
                 self._operation,
@@ -222,8 +230,13 @@ class _Conversation:
         command = bytes((_PREFIX, _READ_RELAY + relay.relay - 1, relay.bank))
         return self._command(command, "the command to read a relay", (0, 1)) == 0
 
+    def finish(self) -> None:
+        """Believe the last answer only when no other one comes after it. Raises PeerError."""
+        self._hear_nothing("after its last answer", self._listening)
+
     def _command(self, command: bytes, meaning: str, expected: tuple[int, ...]) -> int:
         """Send one command in one write (firmware 3.2 asks for that) and return the one byte of its answer."""
+        self._hear_nothing(f"before {meaning}")
         self.connection.send(command, self._deadline)
         answer = self.connection.receive(self._deadline, at_most=16)
         if not answer:
@@ -232,6 +245,12 @@ class _Conversation:
             wanted = " or ".join(str(number) for number in expected)
             raise PeerError(f"answered {list(answer)} to {meaning} where {wanted} was expected")
         return answer[0]
+
+    def _hear_nothing(self, when: str, seconds: float = 0.0) -> None:
+        """See that the board says nothing for so many seconds. Raises PeerError: a byte too many passes for an answer,
+        and so for a switch that never moved."""
+        if stray := self.connection.unasked(self._deadline.remaining(seconds)):
+            raise PeerError(f"sent {list(stray)} {when}, where nothing was asked")
 
 
 def _relay_of(device: Target, operation: str) -> RelayInfo:
