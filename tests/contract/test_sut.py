@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import time
 
 import pytest
@@ -186,6 +187,16 @@ def test_a_command_that_fails_once_is_tried_again(start, hasty_agent, seconds, c
     assert peer.directories == {"/r"}
 
 
+def test_each_try_that_fails_is_in_the_log(start, hasty_agent, seconds, caplog):
+    caplog.set_level("INFO", "mozpool.bmm")
+    peer = start(AgentPeer({"push": [b"##AGENT-WARNING## busy" + PROMPT, CLOSE]}))
+    hasty_agent.check_storage(device(peer.port), seconds(20))
+    first, second = caplog.messages
+    assert first.startswith("storage check of panda-0001: writing a file failed, try 1 of 5: answered")
+    assert "AGENT-WARNING## busy" in first
+    assert second.startswith("storage check of panda-0001: writing a file failed, try 2 of 5: closed the connection")
+
+
 class LosingPeer(AgentPeer):
     """Makes and removes directories, but closes instead of answering, once for each such command line."""
 
@@ -284,11 +295,53 @@ def test_uptime_is_none_when_the_agent_only_warns(start, agent, seconds):
     assert agent.uptime(device(peer.port), seconds(5)) is None
 
 
-def test_uptime_does_not_wait_long_for_a_board_that_is_booting(start, agent, seconds):
+def test_uptime_does_not_wait_as_long_as_a_command_for_a_board_that_is_booting(start, agent, seconds, monkeypatch):
     """As a connection that is accepted before there is an agent behind it."""
+    monkeypatch.setattr(sut, "_UPTIME_PATIENCE", 0.3)
     peer = start(AgentPeer(greeting=SILENCE))
-    with pytest.raises(HardwareError, match="no answer within 3 s"):
+    with pytest.raises(HardwareError, match=r"no answer within 0\.3 s"):
         agent.uptime(device(peer.port), seconds(60))
+
+
+class BootingPeer(AgentPeer):
+    """Its first connections hang for ever, as those do that were begun before the agent was up."""
+
+    def __init__(self, hangs: int) -> None:
+        super().__init__({"info uptime": b"0 days 0 hours 0 minutes 1 seconds 0 ms\n" + PROMPT})
+        self.hangs = hangs
+        self.kept: list[socket.socket] = []
+
+    def serve(self, connection):
+        if len(self.connections) <= self.hangs:
+            self.kept.append(connection.dup())
+        else:
+            super().serve(connection)
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        for connection in self.kept:
+            connection.close()
+
+
+@pytest.mark.parametrize("operation", ["verify", "uptime"])
+def test_a_connection_that_was_begun_too_early_costs_a_second(start, agent, seconds, operation):
+    peer = start(BootingPeer(hangs=1))
+    began = time.monotonic()
+    getattr(agent, operation)(device(peer.port), seconds(60))
+    assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.parametrize("operation", ["verify", "uptime"])
+def test_an_agent_that_takes_its_time_for_the_prompt_is_waited_for(start, agent, seconds, operation):
+    class SlowPeer(BootingPeer):
+        def send(self, connection, data):
+            if data == self.greeting:
+                time.sleep(2.5)
+            super().send(connection, data)
+
+    peer = start(SlowPeer(hangs=0))
+    getattr(agent, operation)(device(peer.port), seconds(60))
+    assert peer.connections[0][0] in (b"testroot\r\n", b"info uptime\r\n"), "the first one was the first to be served"
 
 
 def test_uptime_fails_when_there_is_no_agent(agent, seconds, closed_port):

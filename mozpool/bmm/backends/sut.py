@@ -10,6 +10,7 @@ prompt. The heartbeat port plays no part here.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from mozpool.bmm.interfaces import Agent, BackendContext, CommandResult, Target
 from mozpool.bmm.netio import Connection, PeerError, shown
 from mozpool.clock import Deadline
 from mozpool.errors import BadInput, HardwareError
+
+log = logging.getLogger("mozpool.bmm")
 
 DEFAULT_PORT = 20701
 
@@ -37,9 +40,9 @@ _TRY_PAUSE = 1.0
 _REBOOT_PATIENCE = 5.0
 """Seconds for an agent to close the connection, or to refuse, after it was asked to reboot."""
 
-_PROMPT_PATIENCE = 3.0
-"""Seconds until the first prompt of an agent that is only asked for its uptime: connections to boards that are booting
-may hang, and the next attempt comes within a second."""
+_UPTIME_PATIENCE = 8.0
+"""Seconds until the first prompt of an agent that is only asked for its uptime: enough for a slow one, and boards that
+are booting, many at a time perhaps, don't keep everybody's workers for longer."""
 
 # Searched for in short pieces only: what an agent sends must not make a regular expression slow.
 _RETURN_CODE = re.compile(r"return code \[(-?[0-9]{1,10})\]\Z")
@@ -90,7 +93,8 @@ class SUTAgent(Agent):
         # Another text each time, so that a file of an earlier check can't pass for this one's.
         content = f"mozpool storage check of {device.name} at {self._clock.now().isoformat()}\n".encode()
         with self._talk(device, "storage check", deadline) as agent:
-            directory = self._retry(agent, lambda: f"{agent.test_root().rstrip('/')}/{_CHECK_DIRECTORY}")
+            root = self._retry(device, agent, "asking for the test root", agent.test_root)
+            directory = f"{root.rstrip('/')}/{_CHECK_DIRECTORY}"
 
             def make_directory() -> None:
                 # An earlier check, or an earlier try whose answer was lost, may have left it; mkdr would refuse.
@@ -107,10 +111,13 @@ class SUTAgent(Agent):
                 if warning and agent.is_directory(directory):
                     raise _AgentError(f"did not remove {directory}: {warning}")
 
-            self._retry(agent, make_directory)
-            self._retry(agent, confirm_directory)
-            self._retry(agent, lambda: agent.push(f"{directory}/check.txt", content))
-            self._retry(agent, remove_directory)
+            def push() -> None:
+                agent.push(f"{directory}/check.txt", content)
+
+            self._retry(device, agent, "making a directory", make_directory)
+            self._retry(device, agent, "confirming the directory", confirm_directory)
+            self._retry(device, agent, "writing a file", push)
+            self._retry(device, agent, "removing the directory", remove_directory)
 
     def reboot(self, device: Target, deadline: Deadline) -> None:
         """Send ``rebt``, which has no answer. Raises HardwareError when it can't be sent or the agent refuses."""
@@ -119,7 +126,7 @@ class SUTAgent(Agent):
 
     def uptime(self, device: Target, deadline: Deadline) -> float | None:
         """Seconds since boot by ``info uptime``; None when the answer can't be read. Raises HardwareError."""
-        with self._talk(device, "agent's uptime", deadline, prompt_limit=_PROMPT_PATIENCE) as agent:
+        with self._talk(device, "agent's uptime", deadline, prompt_limit=_UPTIME_PATIENCE) as agent:
             return parse_uptime(agent.ask("info uptime"))
 
     def run(self, device: Target, command: Sequence[str], deadline: Deadline) -> CommandResult:
@@ -160,8 +167,11 @@ class SUTAgent(Agent):
         finally:
             agent.disconnect()
 
-    def _retry(self, agent: _Conversation, step: Callable[[], T]) -> T:
-        """What ``step`` returns, after as many tries as it takes. Raises the last try's error."""
+    def _retry(self, device: Target, agent: _Conversation, what: str, step: Callable[[], T]) -> T:
+        """What ``step`` returns, after as many tries as it takes. Raises the last try's error.
+
+        ``what`` calls the step in the log: storage that works at the second try is about to fail.
+        """
         tries = 0
         while True:
             tries += 1
@@ -172,6 +182,7 @@ class SUTAgent(Agent):
                     agent.disconnect()
                 if tries == TRIES or agent.deadline.expired:
                     raise
+                log.info("storage check of %s: %s failed, try %d of %d: %s", device.name, what, tries, TRIES, e)
             self._clock.sleep(agent.deadline.remaining(self._pause))
 
 
@@ -248,7 +259,9 @@ class _Conversation:
         """The connection, at the agent's prompt. Raises PeerError."""
         if self._connection is None:
             deadline = self.deadline.within(self._prompt_limit)
-            self._connection = Connection(self._host, self._port, deadline)
+            # While a board boots, a connection may be taken or lost on the way long before there is an agent, and
+            # would go on hanging when there is one.
+            self._connection = Connection.that_speaks(self._host, self._port, deadline)
             try:
                 greeting = self._read_to_prompt(self._connection, deadline)
                 if greeting.strip():
