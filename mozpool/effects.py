@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
-from mozpool.errors import DatabaseAway, HardwareError, LaneError, MozpoolError
+from mozpool.errors import DatabaseAway, HardwareError, LaneError, MozpoolError, OwnFault
 from mozpool.lanes import Lanes
 from mozpool.statedriver import Driver, Event, RowIn
 from mozpool.statemachine import Decision, Effect, Row
@@ -24,6 +24,10 @@ log = logging.getLogger("mozpool.driver")
 
 FRESH = 0.5
 """Seconds within which an effect may start on the row that was just written for it, without another look."""
+
+RETRY_PAUSE = 1.0
+"""Seconds from the begin of an effect to the event of its failure, at least: what fails at once and is tried again at
+once would use up all tries before anybody has seen that it fails."""
 
 
 class Performer(Protocol[RowIn]):
@@ -174,56 +178,78 @@ class Effects(Generic[Row]):
 
     def _perform(self, job: _Job, row: Row) -> None:
         event: Event | None = None
+        failed: HardwareError | None = None
         job.runs += 1
+        begun = self._driver.clock.monotonic()
         try:
             event = self._performer.perform(row, job.effect)
         except LaneError as error:
             self._lane_failed(job, error)
-            event = self._failure_event(job, error)
+            failed = error
+        except OwnFault as error:
+            self._log_failure(job, error)
+            self._again(job, 1.0)
+            return
         except HardwareError as error:
             self._lane_answers(job.lane)
-            event = self._failure_event(job, error)
+            failed = error
         except DatabaseAway as error:
             log.debug("%s of %s waits: %s", type(job.effect).__name__, job.name, error)
             self._again(job, 1.0)
             return
         except MozpoolError as error:
-            event = self._failure_event(job, _hardware_error(job.name, job.effect, error))
+            failed = _hardware_error(job.name, job.effect, error)
         except Exception as error:
             log.exception("%s of %s broke", type(job.effect).__name__, job.name)
-            event = self._failure_event(job, HardwareError(job.name, type(job.effect).__name__, repr(error)))
+            failed = HardwareError(job.name, type(job.effect).__name__, repr(error))
         else:
             self._lane_answers(job.lane)
+        attempt = job.attempt if job.effect.bound else None
+        if failed is not None:
+            self._log_failure(job, failed)
+            event = self._failure_event(job.effect, failed)
         if event is not None:
             self._drop(job)
-            self._driver.deliver(job.row_id, event, job.attempt if job.effect.bound else None)
+            spent = self._driver.clock.monotonic() - begun
+            # A lane's failures are counted by its breaker.
+            at_once = failed is None or isinstance(failed, LaneError)
+            if not at_once and spent < RETRY_PAUSE / self._speed:
+                self._deliver_later(job.row_id, job.effect, event, attempt, RETRY_PAUSE / self._speed - spent)
+            else:
+                self._driver.deliver(job.row_id, event, attempt)
         elif job.effect.every is not None and (job.effect.times is None or job.runs < job.effect.times):
             self._again(job, job.effect.every / self._speed)
         else:
             self._drop(job)
 
-    def _failure_event(self, job: _Job, error: HardwareError) -> Event | None:
-        name = self._performer.failure(job.effect)
-        once = name is not None or job.effect.every is None
-        if once or not (job.effect.quiet or error.message == job.said):
-            job.said = error.message
-            self._driver.logbook.add(
-                self._driver.store.kind, job.row_id, job.name, "bmm", error.message, level=logging.WARNING
-            )
+    def _log_failure(self, job: _Job, error: HardwareError) -> None:
+        """Write it into the row's log; what only repeats itself not again."""
+        once = self._performer.failure(job.effect) is not None or job.effect.every is None
+        repeats = isinstance(error, OwnFault) or not once
+        if repeats and (error.message == job.said or (job.effect.quiet and not isinstance(error, OwnFault))):
+            return
+        job.said = error.message
+        self._driver.logbook.add(
+            self._driver.store.kind, job.row_id, job.name, "bmm", error.message, level=logging.WARNING
+        )
+
+    def _failure_event(self, effect: Effect, error: HardwareError) -> Event | None:
+        name = self._performer.failure(effect)
         return None if name is None else Event(name, reason=error.message)
 
     def _failed(self, row_id: int, name: str, effect: Effect, attempt: int, error: HardwareError) -> None:
+        """It has failed before it could be queued."""
         self._driver.logbook.add(self._driver.store.kind, row_id, name, "bmm", error.message, level=logging.WARNING)
-        event = self._performer.failure(effect)
+        event = self._failure_event(effect, error)
         if event is not None:
-            key = ("failed effect", self._driver.store.kind, row_id)
-            result = Event(event, reason=error.message)
-            # Not at once: a state that retries at once would go round and round.
-            self._driver.timers.set(
-                key,
-                1.0 / self._speed,
-                lambda: self._driver.quick.submit(None, lambda: self._driver.deliver(row_id, result, attempt)),
-            )
+            self._deliver_later(row_id, effect, event, attempt, RETRY_PAUSE / self._speed)
+
+    def _deliver_later(self, row_id: int, effect: Effect, event: Event, attempt: int | None, seconds: float) -> None:
+        self._driver.timers.set(
+            ("failed effect", self._driver.store.kind, row_id, effect.channel),
+            seconds,
+            lambda: self._driver.quick.submit(None, lambda: self._driver.deliver(row_id, event, attempt)),
+        )
 
     def _drop(self, job: _Job) -> None:
         with self._lock:

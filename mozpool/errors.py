@@ -96,6 +96,12 @@ class LaneError(HardwareError):
         self.culprit = culprit
 
 
+class OwnFault(HardwareError):
+    """Not the hardware but this imaging server is at fault, its disk for one: devices wait until it is mended."""
+
+    code = "server_fault"
+
+
 class NoSuchBackend(MozpoolError):
     """A device names a backend that is not installed (422)."""
 

@@ -312,14 +312,16 @@ class Driver(Generic[Row]):
         expected: str | None = None,
         columns: Mapping[str, Any] | None = None,
         event: str = "forced",
+        guard: Callable[[Row], None] = lambda row: None,
     ) -> Outcome[Row]:
         """Put a row into a state whatever its own state expects.
 
         Raises Conflict when it is not in ``expected`` (a row in ``unknown`` or an unrecognised state always is),
-        DatabaseAway.
+        DatabaseAway, and what ``guard`` raises.
         """
 
-        def guard(row: Row) -> None:
+        def look(row: Row) -> None:
+            guard(row)
             known = row.state in self.machine.states and row.state != "unknown"
             if expected is not None and known and row.state != expected:
                 raise Conflict(f"{row.name} is in state {row.state}, not {expected}", field="state")
@@ -327,7 +329,7 @@ class Driver(Generic[Row]):
         def decide(ctx: Context[Row]) -> Decision | None:
             return self.machine.force(ctx, to)
 
-        return self._transition(row_id, event, None, decide, guard=guard, columns=columns)
+        return self._transition(row_id, event, None, decide, guard=look, columns=columns)
 
     def _transition(
         self,

@@ -192,7 +192,7 @@ def power_off(name: str) -> Response:
     return answer({})
 
 
-@endpoint(blueprint, "/device/<name>/clear-pxe/", "POST", answers=Empty, body=Input, errors=[302, 400, 404])
+@endpoint(blueprint, "/device/<name>/clear-pxe/", "POST", answers=Empty, body=Input, errors=[302, 400, 404, 502])
 def clear_pxe(name: str) -> Response:
     """Let a device boot from its own storage from now on."""
     apikit.json_body()

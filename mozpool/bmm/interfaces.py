@@ -91,11 +91,14 @@ class Boot(ABC):
 
     @abstractmethod
     def set_config(self, device: Target, config: str, deadline: Deadline) -> None:
-        """From now on every boot uses this boot configuration (the whole text). Raises HardwareError."""
+        """From now on every boot uses this boot configuration (the whole text). Raises HardwareError, OwnFault."""
 
     @abstractmethod
     def clear(self, device: Target, deadline: Deadline) -> None:
-        """From now on the device boots from its own storage. Nothing to clear is fine. Raises HardwareError."""
+        """From now on the device boots from its own storage. Nothing to clear is fine.
+
+        Raises HardwareError, OwnFault.
+        """
 
 
 class Probe(ABC):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Sequence
 
@@ -49,6 +48,11 @@ def _backend(device: Device, interface: str) -> str | None:
     return None if name is None else str(name)
 
 
+def _boots_by(device: Device) -> tuple[str | None, str]:
+    """What a device's boot files hang on."""
+    return _backend(device, "boot"), device.mac_address
+
+
 class BMM:
     """All that can be done to hardware. Methods may be called from any thread; they raise HardwareError."""
 
@@ -60,7 +64,8 @@ class BMM:
         self._ip_address = ip_address
         self._url = url
         self._lane_backends: dict[str, str | None] = {}
-        self._written: dict[int, str] = {}
+        self._placed: dict[int, Device] = {}
+        """Devices as they were when boot files were written for them: their MAC address may change."""
         self._boot_locks: dict[int, Lock] = {}
         self._lock = threading.Lock()
 
@@ -111,15 +116,19 @@ class BMM:
             lock = self._boot_locks.setdefault(device.id, self._clock.lock())
         with lock:
             text = self._boot_text(device)
-            digest = "" if text is None else hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-            if self._written.get(device.id) == digest:
+            before = self._placed.get(device.id)
+            if before is not None and _boots_by(before) != _boots_by(device):
+                self._clear_boot(before)
+            if text is None:
+                self._clear_boot(device)
                 return
             boot = self.registry.boot(_backend(device, "boot"))
-            if text is None:
-                boot.clear(target(device), self._deadline(BOOT_LIMIT))
-            else:
-                boot.set_config(target(device), text, self._deadline(BOOT_LIMIT))
-            self._written[device.id] = digest
+            self._placed[device.id] = device
+            boot.set_config(target(device), text, self._deadline(BOOT_LIMIT))
+
+    def _clear_boot(self, device: Device) -> None:
+        self.registry.boot(_backend(device, "boot")).clear(target(device), self._deadline(BOOT_LIMIT))
+        self._placed.pop(device.id, None)
 
     def _boot_text(self, device: Device) -> str | None:
         if device.pxe_config is None:

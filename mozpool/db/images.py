@@ -14,6 +14,10 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from mozpool.db.packing import loads_object
 from mozpool.db.tables import devices, hardware_types, image_pxe_configs, images, imaging_servers, pxe_configs
+from mozpool.errors import Unprocessable
+
+SELF_TEST = "self-test"
+"""The image with which devices test themselves."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,13 @@ _IMAGE_BY_NAME = _IMAGES.where(images.c.name == bindparam("image_name"))
 
 def _image(row: tuple[int, str, str, int, int, int]) -> Image:
     return Image(row[0], row[1], _keys(row[2]), bool(row[3]), bool(row[4]), bool(row[5]))
+
+
+def check_wanted(image: Image) -> None:
+    """Raise Unprocessable for an image that nobody can have on a device: a self-test ends by itself."""
+    if image.name == SELF_TEST:
+        way = "a device tests itself when it is set online, and by the event please_self_test"
+        raise Unprocessable(f"image: {image.name} can't be asked for: {way}", field="image")
 
 
 def find(conn: Connection) -> list[Image]:

@@ -120,10 +120,13 @@ def device_status(name: str) -> Response:
     answers=schemas.Started,
     body=schemas.StatusBody,
     example={"status": "offline", "reason": "broken screen"},
-    errors=[302, 400, 404],
+    errors=[302, 400, 404, 409],
 )
 def set_device_status(name: str) -> Response:
-    """Take a device offline (locked out), or bring it online by a self-test, without which it stays offline."""
+    """Take a device offline (locked out), or bring it online by a self-test, without which it stays offline.
+
+    One that is `ready` is online already; one that somebody uses is not tested under its user (409).
+    """
     body = apikit.parse(schemas.StatusBody, apikit.json_body())
     outcome = lifeguard().set_status(apikit.own_device(name).id, body.status, body.reason)
     return answer({"state": outcome.state})
@@ -278,6 +281,7 @@ def device_flash(name: str) -> Response:
         if image is None:
             raise NotFound(f"image: there is no image {body.image!r}", field="image")
         config = images.pxe_config_for(conn, row.hardware_type_id, image.id)
+    images.check_wanted(image)
     boot_config = apikit.boot_config(image.boot_config_keys, raw, image.name)
     if config is None:
         raise Unprocessable(f"image: {image.name} can't be put on the hardware of device {row.name}", field="image")

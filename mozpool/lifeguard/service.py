@@ -23,6 +23,10 @@ class AlreadyAsked(Exception):
     """The same "please" of the same claim was dealt with before."""
 
 
+class AlreadyOnline(Exception):
+    """The device is ready: there is nothing to bring online."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What LifeGuard made of a "please"."""
@@ -99,13 +103,30 @@ class LifeGuard:
     def set_status(self, device_id: int, status: str, reason: str | None = None) -> Outcome[Device]:
         """Take a device offline (locked out), or try to bring it online by a self-test.
 
-        When the self-test fails the device goes back offline. Raises BadInput.
+        When the self-test fails the device goes back offline. One that is ready is online; one that somebody uses is
+        not tested under its user. Raises BadInput, Conflict.
         """
         said = f": {reason}" if reason else ""
+
+        def may_be_tested(row: Device) -> None:
+            if row.state == "ready":
+                raise AlreadyOnline
+            if row.claim_id is not None and not row.state.startswith(("locked_out", "failed_")):
+                raise Conflict(f"device {row.name} is held by request {row.request_id}", field="status")
+
         if status == OFFLINE:
             outcome = self.driver.force(device_id, "locked_out", event="offline")
         elif status == ONLINE:
-            outcome = self.driver.force(device_id, "start_self_test", event="online", columns={"going_offline": 1})
+            try:
+                outcome = self.driver.force(
+                    device_id,
+                    "start_self_test",
+                    event="online",
+                    columns={"going_offline": 1},
+                    guard=may_be_tested,
+                )
+            except AlreadyOnline:
+                return Outcome("stayed", self.driver.load(device_id))
         else:
             raise BadInput.value("status", status, "'online' or 'offline'")
         if outcome.row is not None:

@@ -181,6 +181,7 @@ class MozPool:
         image = self._image(conn, new.image)
         if image is None:
             raise NotFound(f"image: there is no image {new.image!r}", field="image")
+        images.check_wanted(image)
         if new.device != ANY and devices.key_by_name(conn, new.device) is None:
             raise NotFound(f"there is no device {new.device}", field="device")
         if self._max_duration and new.duration > self._max_duration:

@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from mozpool.clock import Clock
 from mozpool.config import load
 from mozpool.daemon import Daemon
-from mozpool.db import relay_boards, tables
+from mozpool.db import logs, relay_boards, tables
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.engine import Database
 from mozpool.db.requests import Request
@@ -65,9 +65,10 @@ class Lab:
             random.Random(4),
         )
 
-    def request(self, device: str) -> Request:
-        """Ask for one device with the image that it holds already: a power cycle prepares it."""
-        return self.daemon.mozpool.create(NewRequest(device, "tester", 600, "android", wait=600))
+    def request(self, device: str, image: str = "android", **boot_config: str) -> Request:
+        """Ask for one device; the image android it holds already, so that a power cycle prepares it."""
+        new = NewRequest(device, "tester", 600, image, boot_config=boot_config, wait=600)
+        return self.daemon.mozpool.create(new)
 
     def state(self, request: Request) -> str:
         return self.daemon.mozpool.get(request.id).state
@@ -135,3 +136,22 @@ def test_an_agent_that_sends_half_a_prompt_delays_only_its_own_device(
     assert eventually(lambda: "agent verification of device1 failed" in caplog.text, 60)
     lab.rack.boards["device1"].agent.fault = None
     assert eventually(lambda: lab.state(bad) == "ready", 60)
+
+
+@pytest.mark.timeout(120)
+def test_a_disk_of_the_servers_own_that_is_away_costs_no_device_a_try(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "tftp").rename(tmp_path / "elsewhere")
+    installs = lab.request("device1", "b2g", b2gbase="http://builds.example.com/1/")
+    reboots = lab.request("device2")
+    assert eventually(lambda: lab.state(installs) == "pending" and lab.state(reboots) == "pending")
+    time.sleep(2 * 60 / SPEED / 3)  # within one time limit of the state
+    for name, state in (("device1", "pxe_power_cycling"), ("device2", "pc_power_cycling")):
+        device = lab.daemon.lifeguard.device(name)
+        assert (device.state, device.state_counters) == (state, {})
+    lab.daemon.logbook.flush()
+    with lab.daemon.database.read() as conn:
+        said = [line.message for line in logs.latest(conn, tables.device_logs, 1) if line.source == "bmm"]
+    assert len(said) == 1 and "cannot write its PXE file" in said[0], said
+    (tmp_path / "elsewhere").rename(tmp_path / "tftp")
+    assert eventually(lambda: lab.daemon.lifeguard.device("device1").state == "pxe_booting", 60)
+    assert eventually(lambda: lab.state(reboots) == "ready", 60)

@@ -610,8 +610,19 @@ class DeviceRules(RuleBasedStateMachine):
 
     @rule(status=st.sampled_from(["online", "offline"]))
     def a_person_sets_it(self, status: str) -> None:
+        before = self.row()
         self.model.forced_to = "start_self_test" if status == "online" else "locked_out"
-        self.lifeguard.set_status(self.device_id, status)
+        used = before.claim_id is not None and not before.state.startswith(("locked_out", "failed_"))
+        try:
+            self.lifeguard.set_status(self.device_id, status)
+        except Conflict:
+            assert status == "online" and used and before.state != "ready"
+            self.unchanged_by(before)
+        else:
+            if status == "online" and before.state == "ready":
+                self.unchanged_by(before)
+            else:
+                assert status == "offline" or not used
 
     @precondition(lambda self: self.model.state == "ready" and self.model.claim_id is None)
     @rule(told=st.booleans())

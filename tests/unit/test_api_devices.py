@@ -129,6 +129,46 @@ def test_a_device_is_taken_offline_and_tested_on_its_way_back(imaging_server: Se
     assert imaging_server.post("/api/device/device1/status/", {"status": "on"}).status_code == 400
 
 
+def test_a_device_that_is_ready_is_online_already(imaging_server: Server) -> None:
+    before = imaging_server.device()
+    answer = imaging_server.post("/api/device/device1/status/", {"status": "online"})
+    assert (answer.status_code, answer.get_json()) == (200, {"state": "ready"})
+    assert imaging_server.device() == before
+
+
+def test_a_device_is_not_tested_under_its_user(imaging_server: Server) -> None:
+    number = imaging_server.made("device1")
+    imaging_server.change(state="pxe_booting")
+    before = imaging_server.device()
+    answer = imaging_server.post("/api/device/device1/status/", {"status": "online"})
+    assert answer.status_code == 409
+    assert answer.get_json()["error"]["message"] == f"device device1 is held by request {number}"
+    assert imaging_server.device() == before
+    imaging_server.change(state="locked_out")
+    answer = imaging_server.post("/api/device/device1/status/", {"status": "online"})
+    assert answer.get_json() == {"state": "pxe_power_cycling"}
+
+
+def test_nobody_gets_a_device_that_tests_itself(imaging_server: Server) -> None:
+    """A self-test ends by itself, and its success tells no request."""
+    before = imaging_server.counts()
+    for answer in (
+        imaging_server.ask(image="self-test"),
+        imaging_server.post("/api/device/device1/flash/", {"image": "self-test"}),
+    ):
+        assert answer.status_code == 422
+        assert answer.get_json()["error"]["field"] == "image"
+        assert "set online" in answer.get_json()["error"]["message"]
+    assert imaging_server.counts() == before
+
+
+def test_a_boot_config_that_is_no_text_is_stored_as_json(imaging_server: Server) -> None:
+    wanted = {"b2gbase": "http://builds/1/"}
+    body = {"image": "b2g", "boot_config": wanted}
+    assert imaging_server.post("/api/device/device1/event/please_image/", body).status_code == 200
+    assert imaging_server.get("/api/device/device1/bootconfig/").get_json() == wanted
+
+
 def test_a_reboot_for_the_holder_goes_to_its_request(imaging_server: Server) -> None:
     number = imaging_server.made("device1")
     assert imaging_server.post("/api/device/device1/reboot/", {"request_id": number + 1}).status_code == 409

@@ -24,7 +24,7 @@ from mozpool.db.engine import Database
 from mozpool.db.history import StateChange
 from mozpool.db.tables import device_history, device_logs
 from mozpool.effects import Effects
-from mozpool.errors import Conflict, DatabaseAway, HardwareError, LaneError, NoSuchBackend
+from mozpool.errors import Conflict, DatabaseAway, HardwareError, LaneError, NoSuchBackend, OwnFault
 from mozpool.lanes import Lanes, Timers
 from mozpool.lifeguard.store import DeviceStore
 from mozpool.logbook import Logbook
@@ -618,8 +618,12 @@ def test_a_failure_comes_back_as_an_event_and_is_logged(on_sqlite: Rig):
     rig.hands.act = fail
     device_id = rig.device()
     rig.handle(device_id, "work")
+    for tries in (1, 2, 3):
+        rig.settle()
+        assert len(rig.hands.did) == tries
+        assert rig.state(device_id) == "working", "what fails at once is not tried again at once"
+        rig.advance(1.0)
     rig.settle()
-    assert len(rig.hands.did) == 3
     assert rig.state(device_id) == "done"
     rig.logbook.flush()
     with rig.database.read() as conn:
@@ -636,9 +640,57 @@ def test_an_effect_that_breaks_counts_as_failed(on_sqlite: Rig, caplog: pytest.L
     rig.hands.act = broken
     device_id = rig.device()
     rig.handle(device_id, "work")
+    for _ in range(3):
+        rig.settle()
+        rig.advance(1.0)
     rig.settle()
     assert rig.state(device_id) == "done"
     assert "Work of panda-0001 broke" in caplog.messages
+
+
+def test_a_failure_that_took_a_while_counts_at_once(on_sqlite: Rig):
+    rig = on_sqlite
+
+    def fail(row: Device, effect: Effect) -> Event:
+        assert isinstance(rig.clock, SimClock)
+        rig.clock.advance(1.0)
+        raise HardwareError(row.name, "power cycle", "relay 1 did not switch")
+
+    rig.hands.act = fail
+    device_id = rig.device()
+    rig.handle(device_id, "work")
+    rig.settle()
+    assert len(rig.hands.did) == 3
+    assert rig.state(device_id) == "done"
+
+
+def test_a_fault_of_the_servers_own_uses_up_no_tries_and_is_said_once(on_sqlite: Rig):
+    rig = on_sqlite
+    mended: list[bool] = []
+
+    def work(row: Device, effect: Effect) -> Event:
+        if not mended:
+            raise OwnFault(row.name, "network boot", "the disk is full")
+        return Event("work_ok")
+
+    rig.hands.act = work
+    device_id = rig.device()
+    rig.handle(device_id, "work")
+    for tries in range(1, 6):
+        rig.settle()
+        assert len(rig.hands.did) == tries
+        rig.advance(1.0)
+    rig.settle()
+    assert rig.get_device(device_id).state_counters == {}
+    assert rig.effects.lane_states() == {}
+    mended.append(True)
+    rig.advance(1.0)
+    rig.settle()
+    assert rig.state(device_id) == "done"
+    rig.logbook.flush()
+    with rig.database.read() as conn:
+        said = [line.message for line in logs.latest(conn, device_logs, device_id) if line.source == "bmm"]
+    assert said == ["network boot of panda-0001 failed: the disk is full"]
 
 
 @pytest.mark.parametrize("relay_info", ["nonsense", "backend"])

@@ -15,7 +15,7 @@ from pathlib import Path
 from mozpool.bmm.files import put
 from mozpool.bmm.interfaces import NO_MAC, BackendContext, Boot, Target
 from mozpool.clock import Deadline
-from mozpool.errors import HardwareError
+from mozpool.errors import HardwareError, OwnFault
 
 DIRECTORY = "pxelinux.cfg"
 
@@ -52,18 +52,20 @@ class PXEBoot(Boot):
         self._root = Path(context.tftp_root) if context.tftp_root else None
 
     def set_config(self, device: Target, config: str, deadline: Deadline) -> None:
-        """Write the device's file, which gets exactly this text. Raises HardwareError."""
+        """Write the device's file, which gets exactly this text. Raises HardwareError, OwnFault."""
         if self._root is None:
             raise HardwareError(device.name, "network boot", "[paths] tftp_root is not set")
         try:
             path = _path(self._root, device)
             path.parent.mkdir(exist_ok=True)
             put(path, config.encode())
-        except (OSError, ValueError) as e:
+        except ValueError as e:
             raise HardwareError(device.name, "network boot", f"cannot write its PXE file: {e}") from e
+        except OSError as e:
+            raise OwnFault(device.name, "network boot", f"cannot write its PXE file: {e}") from e
 
     def clear(self, device: Target, deadline: Deadline) -> None:
-        """Remove the device's file. Raises HardwareError.
+        """Remove the device's file. Raises HardwareError, OwnFault.
 
         Where tftp_root is not set there can be nothing to remove, so every device may be power-cycled.
         """
@@ -71,15 +73,20 @@ class PXEBoot(Boot):
             return
         try:
             _path(self._root, device).unlink(missing_ok=True)
-        except (OSError, ValueError) as e:
+        except ValueError as e:
             raise HardwareError(device.name, "network boot", f"cannot remove its PXE file: {e}") from e
+        except OSError as e:
+            raise OwnFault(device.name, "network boot", f"cannot remove its PXE file: {e}") from e
 
 
 def _path(root: Path, device: Target) -> Path:
-    """Where the device's file is, proven to be inside ``root`` after following links. Raises ValueError, OSError."""
+    """Where the device's file is, proven to be inside ``root`` after following links.
+
+    Raises ValueError when the device can't have one, OSError.
+    """
     name = file_name(device.mac_address)
     root = root.resolve(strict=True)
     directory = (root / DIRECTORY).resolve()
     if not directory.is_relative_to(root):
-        raise ValueError(f"{root / DIRECTORY} leads out of tftp_root, to {directory}")
+        raise OSError(f"{root / DIRECTORY} leads out of tftp_root, to {directory}")
     return directory / name

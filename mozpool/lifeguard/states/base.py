@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Protocol
 
-from mozpool.db import claims
+from mozpool.db import claims, images
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.devices import Device
 from mozpool.lifeguard.effects import SyncBoot, TellRequest
@@ -17,7 +18,7 @@ COMPLETE = "complete"
 BAD_IMAGE = "failed-bad-image"
 BAD_DEVICE = "failed-bad-device"
 
-SELF_TEST = "self-test"
+SELF_TEST = images.SELF_TEST
 MAINTENANCE = "maintenance"
 
 
@@ -168,4 +169,5 @@ class AcceptsAll(AcceptsBasic):
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    """A boot config as it is stored: text, or what a caller has sent as JSON in place of it."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
