@@ -60,6 +60,9 @@ QUICK_WORKERS = 4
 SCAN_HORIZON = 3.0
 """How many scan intervals ahead deadlines are loaded into the timers."""
 
+RESCAN = 1.0
+"""Seconds until a scan that the database did not answer is tried again."""
+
 START_JITTER = 5.0
 """Seconds over which what is overdue at the start is spread."""
 
@@ -338,6 +341,8 @@ class Daemon:
             self.requests.scan(horizon, jitter=jitter)
         except DatabaseAway as error:
             log.warning("deadlines are not looked up: %s", error)
+            # Until the next scan is too long for what only a scan finds.
+            self.timers.set("scan", RESCAN, lambda: self.quick.submit(None, lambda: self.scan(jitter), "scan"))
 
     def tidy_up(self) -> None:
         """Let what is too old go: log lines, histories, requests that ended long ago."""
