@@ -443,7 +443,8 @@ SUFFIXES="tar.gz tgz tar.bz2 tar.xz"
 _find_tarball() {
     for _suffix in $SUFFIXES; do
         _name=$2.$_suffix
-        if [ -s "$RUN/SHA256SUMS" ]; then
+        # One that is there and empty names nothing.
+        if [ -e "$RUN/SHA256SUMS" ]; then
             _sum=$(awk -v name="$_name" '{ sub(/^[*]/, "", $2) } $2 == name { print $1; exit }' "$RUN/SHA256SUMS")
             if [ -n "$_sum" ]; then
                 _sum=$(clean_checksum "$_sum" | grep -x '.\{64\}') || die "SHA256SUMS has no SHA-256 for $_name"
@@ -455,7 +456,7 @@ _find_tarball() {
             return 0
         fi
     done
-    [ ! -s "$RUN/SHA256SUMS" ] || WHY="SHA256SUMS does not name it"
+    [ ! -e "$RUN/SHA256SUMS" ] || WHY="SHA256SUMS does not name it"
     die "no $2 tarball in $1: $WHY"
 }
 

@@ -851,6 +851,8 @@ def test_android_has_a_default_on_the_kernels_command_line(board):
         (1000, "/b/userdata.tar.gz", None, 1),
         (1000, "/b/SHA256SUMS", b"abc boot.tar.gz\n", 1),
         (1000, "/b/SHA256SUMS", b"abc other.tar.gz\n", 1),
+        (1000, "/b/SHA256SUMS", b"", 1),
+        (0, "/b/SHA256SUMS", b"\n", 1),
     ],
 )
 def test_a_damaged_or_missing_tarball_is_no_success(board, memory, path, content, events):
