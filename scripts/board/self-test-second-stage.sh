@@ -29,19 +29,34 @@ finish() {
     exit 0
 }
 
+# await COMMAND…: until it succeeds, as cards are found late. What has not come in ten seconds will not come, nor will
+# what depends on it: the first that is missing is waited for, and after it nothing else.
+PATIENCE=100
+await() {
+    _wait_for "$PATIENCE" "$@" && return 0
+    PATIENCE=0
+    return 1
+}
+
 # Each test leaves what it saw in SEEN and returns whether that is right.
 
 # Is there a block device, of at least so many bytes?
 test_block_device() {
     SEEN="no /dev/$1"
-    [ -e "$ROOT/sys/class/block/$1/size" ] || return 1
+    await [ -e "$ROOT/sys/class/block/$1/size" ] || return 1
     _has=$(($(cat "$ROOT/sys/class/block/$1/size") * 512))
     SEEN="$_has bytes"
     [ "$_has" -ge "$2" ]
 }
 
-# The kernel's list of disks and partitions, by its hash.
+# The kernel's list of disks and partitions, by its hash. It grows when a card is found.
 test_partition_table() {
+    await partitions_are "$1"
+}
+
+# It is called by await.
+# shellcheck disable=SC2317
+partitions_are() {
     SEEN=$(sha1sum <"$ROOT/proc/partitions" | cut -d ' ' -f 1)
     [ "$SEEN" = "$1" ]
 }
@@ -49,7 +64,7 @@ test_partition_table() {
 # A register of the disk's card, as a pattern of the shell.
 test_register() {
     SEEN="no such register"
-    [ -r "$ROOT/sys/block/$1/device/$2" ] || return 1
+    await [ -r "$ROOT/sys/block/$1/device/$2" ] || return 1
     SEEN=$(cat "$ROOT/sys/block/$1/device/$2")
     # It is meant to be a pattern.
     # shellcheck disable=SC2254
@@ -61,6 +76,8 @@ test_register() {
 
 # A file on the boot partition, by its hash.
 test_boot_file() {
+    SEEN="no $(partition 1)"
+    await [ -e "$(partition 1)" ] || return 1
     SEEN="cannot mount $(partition 1)"
     mkdir -p "$RUN/mnt"
     mount -t vfat -o ro "$(partition 1)" "$RUN/mnt" || return 1

@@ -943,12 +943,49 @@ def test_a_good_board_passes_its_self_test(board):
 def test_a_failed_test_fails_the_self_test_and_leaves_out_later_priorities(board, row):
     partitions(board)
     self_test(board, "1|0|block_device|A|vda|1", row, "2|0|block_device|C|vda|1", "3|0|block_device|D|vda|1")
-    done = board.run("self-test-second-stage.sh")
+    done = board.run("self-test-second-stage.sh", before="usleep() { :; };")
     assert board.server.events == ["self_test_running", "failed_self_test"]
     told = [line.partition("-t panda-1 ")[2] for line in board.syslog]
     assert any(line.startswith("selftest.sh[ERROR] -- failed: B (") for line in told), done.stderr
     assert "selftest.sh[INFO] -- ok: C" in told
     assert "selftest.sh[INFO] -- left out: D" in told
+
+
+@needs_busybox
+@needs_disk_tools
+@pytest.mark.parametrize(
+    ("row", "late"),
+    [
+        ("block_device|B|vda|33554432", "sys/class/block/vda"),
+        (f"partition_table|B|{PARTITIONS_SHA1}", "proc/partitions"),
+        ("register|B|vda|cid|0353*", "sys/block/vda"),
+        (f"boot_file|B|MLO|{sha256(b'the old MLO')}", "dev/vda1"),
+    ],
+)
+def test_a_self_test_waits_for_a_card_that_is_found_late(board, row, late):
+    partitions(board)
+    self_test(board, f"1|0|{row}")
+    (board.root / late).rename(board.path / "late")
+    if late == "proc/partitions":
+        board.write(late, "major minor  #blocks  name\n\n")
+    # It is found at the fortieth look, after four seconds.
+    before = f"""
+        usleep() {{
+            echo >>"$T/slept"
+            [ "$(wc -l <"$T/slept")" != 40 ] || mv "$T/late" "$T/root/{late}"
+        }}
+    """
+    done = board.run("self-test-second-stage.sh", before=before)
+    assert board.server.events == ["self_test_running", "self_test_ok"], done.stderr
+    assert (board.path / "slept").read_text() == "\n" * 40
+
+
+@needs_busybox
+def test_a_self_test_waits_ten_seconds_for_a_card_and_not_again_for_each_part_of_it(board):
+    self_test(board, "1|0|block_device|A|vdb|1", "1|0|block_device|B|vdb1|1", "1|0|register|C|vdb|cid|*")
+    board.run("self-test-second-stage.sh", before='usleep() { echo "$1" >>"$T/slept"; };')
+    assert board.server.events == ["self_test_running", "failed_self_test"]
+    assert (board.path / "slept").read_text() == "100000\n" * 100
 
 
 @needs_busybox
