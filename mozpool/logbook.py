@@ -10,6 +10,7 @@ of states is written elsewhere, in the transitions themselves.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections import deque
 from datetime import datetime
@@ -31,8 +32,28 @@ _TABLES = {"device": device_logs, "request": request_logs}
 FLUSH_INTERVAL = 1.0
 """Seconds between two batches."""
 BATCH = 500
+_HIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Characters that end a line, steer a terminal or turn the direction of what is written."""
+
 LIMIT = 50_000
 """Lines kept in memory while the database is away."""
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line, with line ends and control characters as ``\\n``, ``\\x1b`` and the like.
+
+    Whoever is quoted in it, a client or a device's garbage, writes no lines of his own. What no database can store
+    (half a surrogate pair) becomes a question mark.
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class OneLineEach(logging.Formatter):
+    """For the process's log: only records begin at the left edge; what goes on below them (stacks) is indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n    ".join(one_line(line) for line in super().format(record).split("\n"))
 
 
 class Logbook:
@@ -52,9 +73,8 @@ class Logbook:
 
     def add(self, kind: Kind, row_id: int, name: str, source: str, message: str, level: int = logging.INFO) -> None:
         """Note a line for the device or request with this id; ``name`` is what the process's log calls it."""
-        # What no database can store (half a surrogate pair from a device's garbage) must not spoil a whole batch.
-        message = message.encode("utf-8", "replace").decode("utf-8")
-        logging.getLogger(f"mozpool.{kind}").log(level, "%s: %s", name, message)
+        message = one_line(message)
+        logging.getLogger(f"mozpool.{kind}").log(level, "%s: %s", one_line(name), message)
         with self._lock:
             if len(self._lines) >= LIMIT:
                 self._lines.popleft()

@@ -26,6 +26,7 @@ from mozpool.daemon import Daemon
 from mozpool.db import schema
 from mozpool.db.engine import Database
 from mozpool.errors import MozpoolError
+from mozpool.logbook import OneLineEach
 from mozpool.web.app import create_app
 from mozpool.web.http import make_server
 
@@ -40,7 +41,9 @@ def configure_logging(settings: Settings) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if settings.server.syslog:
         handlers.append(_syslog(settings, settings.server.syslog))
-    logging.basicConfig(level=settings.server.log_level, format=FORMAT, handlers=handlers, force=True)
+    for handler in handlers:
+        handler.setFormatter(OneLineEach(FORMAT))
+    logging.basicConfig(level=settings.server.log_level, handlers=handlers, force=True)
     for name in ("alembic", "apscheduler"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)

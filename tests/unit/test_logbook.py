@@ -98,7 +98,29 @@ def test_garbage_from_a_device_does_not_spoil_the_batch(database: Database, book
     book.add("device", 1, "panda-0001", "bmm", "the agent said \udcff\x00\U0001f4a9")
     book.add("device", 1, "panda-0001", "bmm", "after")
     book.flush()
-    assert lines(database, device_logs, 1) == ["before", "the agent said ?\x00\U0001f4a9", "after"]
+    assert lines(database, device_logs, 1) == ["before", "the agent said ?\\x00\U0001f4a9", "after"]
+
+
+def test_nobody_who_is_quoted_writes_lines_of_his_own(
+    database: Database, book: Logbook, caplog: pytest.LogCaptureFixture
+):
+    forged = "free\n2030-01-01 00:00:00,000 INFO mozpool.device: panda-0002: lent\r\x1b[2K\x85\u2028\u202e\x00"
+    plain = "free\\n2030-01-01 00:00:00,000 INFO mozpool.device: panda-0002: lent\\r\\x1b[2K\\x85\\u2028\\u202e\\x00"
+    with caplog.at_level(logging.INFO):
+        book.add("device", 1, "panda-0001", "mozpool", forged)
+        book.add("device", 1, "panda\n-0001", "mozpool", "Grüße an C:\\new, 100 %\t日本")
+    book.flush()
+    assert lines(database, device_logs, 1) == [plain, "Grüße an C:\\new, 100 %\t日本"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"panda-0001: {plain}",
+        "panda\\n-0001: Grüße an C:\\new, 100 %\t日本",
+    ]
+
+
+def test_in_the_processs_log_only_records_begin_at_the_left_edge():
+    formatter = module.OneLineEach("%(levelname)s %(message)s")
+    record = logging.LogRecord("mozpool", logging.INFO, "", 0, "stacks:\n%s", ("one\r\ntwo",), None)
+    assert formatter.format(record) == "INFO stacks:\n    one\\r\n    two"
 
 
 def test_lines_of_rows_that_are_gone_are_written_all_the_same(database: Database, book: Logbook):

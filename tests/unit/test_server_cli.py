@@ -90,6 +90,19 @@ def test_a_syslog_that_is_missing_is_told_once_and_anew_when_it_was_there(
         handler.close()
 
 
+def test_what_is_quoted_cannot_pass_for_a_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        configure_logging(Settings())
+        logging.getLogger("mozpool.web").warning("GET %s: no", "/x\n2030-01-01 00:00:00,000 INFO mozpool: all is well")
+    finally:
+        root.handlers[:], root.level = handlers, level
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("WARNING mozpool.web: GET /x")
+    assert second == "    2030-01-01 00:00:00,000 INFO mozpool: all is well: no"
+
+
 def test_what_is_wrong_with_a_line_itself_is_shown_as_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     handler = Syslog(address=str(tmp_path / "log"))
     handler.handle(logging.LogRecord("mozpool", logging.INFO, "", 0, "%d", ("many",), None))
