@@ -248,6 +248,13 @@ SYSLOG: Kind[str | tuple[str, int]] = Kind("a path such as /dev/log, or HOST:POR
 BACKEND = matching("the name of a backend", r"[a-z][a-z0-9_-]*")
 
 
+COMMANDS = ("on", "off", "status", "test")
+"""What a program of ``[commands]`` may be for."""
+
+COMMAND_NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}")
+"""NAME of a program's key, in lower case, as configparser reads it."""
+
+
 # --- The settings ---
 
 
@@ -661,6 +668,8 @@ class _Reader:
         spec = SECTIONS[section]
         if isinstance(spec, Setting):
             values = {name: self._value(section, name, spec, text) for name, text in texts.items()}
+            if section == "commands":
+                self._check_commands(values)
             return MappingProxyType(values)
         known = keys(spec)
         values = {}
@@ -672,6 +681,30 @@ class _Reader:
                     self.lines.get((section, key)), section, key, "there is no such key" + _did_you_mean(key, known)
                 )
         return None if self.problems else spec(**values)
+
+    def _check_commands(self, names: Collection[str]) -> None:
+        """Each is NAME and what it does; who can be switched off must be able to be switched on, and vice versa."""
+        first: dict[str, str] = {}
+        bad: set[str] = set()
+        for key in names:
+            name, _, action = key.rpartition(".")
+            if action not in COMMANDS:
+                close = difflib.get_close_matches(action, COMMANDS, n=1)
+                known = ", ".join(f"{name or action}.{each}" for each in COMMANDS)
+                hint = f"did you mean {name}.{close[0]}?" if name and close else f"expected one of {known}"
+                what = f"there is no such command; {hint}"
+            elif not COMMAND_NAME.fullmatch(name):
+                what = f"{_shorten(name)} is not right; expected letters, digits and . _ - as a name"
+            else:
+                first.setdefault(name, key)
+                continue
+            bad.add(name)
+            self._problem(self.lines.get(("commands", key)), "commands", key, what)
+        for name, key in first.items():
+            missing = [each for each in (f"{name}.on", f"{name}.off") if each not in names]
+            if missing and name not in bad:  # what is misspelt is missing, too
+                what = f"{' and '.join(missing)} must be there as well"
+                self._problem(self.lines.get(("commands", key)), "commands", key, what)
 
     def _value(self, section: str, key: str, setting: Setting, text: str) -> Any:
         try:

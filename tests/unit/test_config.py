@@ -182,7 +182,48 @@ def test_it_gives_settings_that_nobody_can_change(write):
         settings.timeouts["ready"] = 6  # type: ignore[index]
 
 
+def test_it_reads_programs_that_switch_power(write):
+    settings = load(
+        write("[commands]\nAPC-1.2.on = a 'b c'\napc-1.2.off = b\napc-1.2.status = c\napc-1.2.test = d\n"), NOWHERE
+    )
+    assert settings.commands["apc-1.2.on"] == ("a", "b c")
+    assert len(settings.commands) == 4
+
+
 # --- What is refused ---
+
+
+@pytest.mark.parametrize(
+    ("lines", "problems"),
+    [
+        (["a.on = x", "a.onn = y"], ["3: [commands] a.onn: there is no such command; did you mean a.on?"]),
+        (
+            ["a.on = x", "a.off = x", "a.foo = y"],
+            ["4: [commands] a.foo: there is no such command; expected one of a.on, a.off, a.status, a.test"],
+        ),
+        (
+            ["apc = x"],
+            ["2: [commands] apc: there is no such command; expected one of apc.on, apc.off, apc.status, apc.test"],
+        ),
+        (
+            ["a b.on = x", "a b.off = x", ".on = x"],
+            [
+                f"{line}: [commands] {name}{end}: '{name}' is not right; expected letters, digits and . _ - as a name"
+                for line, name, end in ((2, "a b", ".on"), (3, "a b", ".off"), (4, "", ".on"))
+            ],
+        ),
+        (
+            ["a.on = x", "b.off = x", "a.status = x"],
+            ["2: [commands] a.on: a.off must be there as well", "3: [commands] b.off: b.on must be there as well"],
+        ),
+        (["a.status = x"], ["2: [commands] a.status: a.on and a.off must be there as well"]),
+    ],
+)
+def test_it_names_what_is_no_program_that_switches_power(write, lines, problems):
+    file = write("\n".join(("[commands]", *lines)))
+    with pytest.raises(ConfigError) as caught:
+        load(file, NOWHERE)
+    assert [str(problem).removeprefix(f"{file}:") for problem in caught.value.problems] == problems
 
 
 @pytest.mark.parametrize(
