@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from mozpool.apikit import MAX_TEXT, Flag, Input, Labels, Name
 
@@ -27,10 +27,16 @@ class CommentsBody(Input):
     comments: Annotated[str, StringConstraints(max_length=10_000)]
 
 
+def _one(environment: str) -> str:
+    if environment == "any":
+        raise ValueError("any stands for all environments in requests: no device is in it")
+    return environment
+
+
 class EnvironmentBody(Input):
     """Where a device belongs."""
 
-    environment: Name
+    environment: Annotated[Name, AfterValidator(_one)] = Field(description="Its name, other than `any`.")
 
 
 class LabelsBody(Input):

@@ -6,13 +6,31 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, StringConstraints
 
 from mozpool.apikit import MAX_POLL, MAX_SECONDS, Flag, Input, Labels, LogLine, Name, PageQuery, Seconds, Whole
 
 PRIORITIES = 1_000_000
 """Priorities go so far from 0 in both directions."""
+
+
+def _url(text: str) -> str:
+    """The text, if something can be sent there."""
+    try:
+        parts = urlsplit(text)
+        usable = bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not text.isprintable():
+        raise ValueError("http://HOST or https://HOST is expected, with :PORT and a path as you like")
+    return text
+
+
+CallbackUrl = Annotated[
+    str, StringConstraints(pattern=r"^https?://[^\s/?#]\S*$", max_length=2000), AfterValidator(_url)
+]
 
 
 class RequestBody(Input):
@@ -35,7 +53,7 @@ class RequestBody(Input):
     hardware_type: Name | None = None
     hardware_model: Name | None = None
     labels: Labels = Field(default_factory=dict, description="Labels that the device must have, all of them.")
-    callback_url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]", max_length=2000)] | None = Field(
+    callback_url: CallbackUrl | None = Field(
         None, description="Is sent a POST when the request becomes ready, fails or is closed."
     )
 

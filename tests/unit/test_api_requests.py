@@ -130,6 +130,26 @@ BAD: list[tuple[dict[str, Any], str | None, int]] = [
     ({"labels": {"a": 1}}, "labels.a", 400),
     ({"labels": {"a=b": "c"}}, "labels.a=b", 400),
     ({"callback_url": "file:///etc/passwd"}, "callback_url", 400),
+    *[
+        ({"callback_url": url}, "callback_url", 400)
+        for url in (
+            "http://[bad/",
+            "http://a b:99999999/",
+            "http://a:99999999/",
+            "http://a:port/",
+            "http://a:0/",
+            "http://a/b c",
+            "http://a/\n",
+            "http://a/\x01",
+            "http://a/\u202e",
+            "http://?x",
+            "http://:80/",
+            "http://me@/",
+            "http://a..b/",
+            f"http://{'a' * 64}.example.com/",
+            f"http://a/{'b' * 2000}",
+        )
+    ],
     ({"environment": "x" * 33}, "environment", 400),
     ({"assignee": "\ud800"}, None, 400),
     ({"image": "windows"}, "image", 404),
@@ -148,6 +168,11 @@ def test_bad_requests_change_nothing(imaging_server: Server) -> None:
         assert error["code"]
         assert error["message"]
     assert imaging_server.counts() == before
+
+
+@pytest.mark.parametrize("url", ["http://a", "https://me:secret@ci.example.com:8443/x?y=1", "http://[::1]:80/done"])
+def test_wherever_something_can_be_sent_may_be_called_back(imaging_server: Server, url: str) -> None:
+    assert imaging_server.ask(callback_url=url).get_json()["request"]["callback_url"] == url
 
 
 NO_OBJECTS = [b"{", b"[]", b"7", b"\xff\xfe", b"[" * 100_000, b'{"duration": NaN}', b'{"a": ' + b"9" * 5000 + b"}"]
