@@ -482,14 +482,38 @@ _sum_on_the_way() {
     fi
 }
 
+# Print the SHA-256 of each file in the tarball on standard input, and a last line when that is all of it. Empty files
+# are left out: hard links look like them here.
+_sums_of_files() {
+    # tar's command knows these variables.
+    # shellcheck disable=SC2016
+    tar -x -f - --to-command='
+        [ "$TAR_SIZE" = 0 ] || printf "%s  %s\n" "$(sha256sum | cut -d " " -f 1)" "$TAR_FILENAME"' &&
+        cat >/dev/null && echo whole
+}
+
+# _holds DIRECTORY EXCEPT: whether the directory holds all files of the tarball that was unpacked last, but for one.
+# Directories are read too.
+_holds() {
+    # Of a file that is in the tarball twice, the later one counts.
+    awk -v except="$2" '
+        { whole = $0 == "whole" }
+        !whole { name = substr($0, 67); sub(/^([.]\/)+/, "", name); sum[name] = substr($0, 1, 64) }
+        END {
+            if (!whole) exit 1
+            for (name in sum) if (tolower(name) != except) print sum[name] "  ./" name
+        }' "$RUN/files" >"$RUN/sums" || { echo "its files were not all listed"; return 1; }
+    cd "$1" && find . >/dev/null && { [ ! -s "$RUN/sums" ] || sha256sum -c "$RUN/sums"; }
+}
+
 # _unpack SOURCE NAME SUM DIRECTORY [TAR OPTION…]: unpack a tarball from a file or a URL; its checksum is compared
-# on the way where it is given.
+# on the way where it is given, and those of its files go to $RUN/files.
 _unpack() {
     _from=$1 _program=$(_unpacker "$2") _wanted=$3 _into=$4
     shift 4
     # What is behind the end of the archive is read too: checksums are there, and belong to it.
     _source "$_from" | _sum_on_the_way "$RUN/sum" "$_wanted" | { "$_program" -c && cat >/dev/null; } |
-        { tar -x -C "$_into" -f - "$@" && cat >/dev/null; } || return 1
+        _also "$RUN/files" _sums_of_files | { tar -x -C "$_into" -f - "$@" && cat >/dev/null; } || return 1
     [ -n "$_wanted" ] || return 0
     _have=$(cut -d ' ' -f 1 "$RUN/sum")
     [ "$_have" != "$_wanted" ] || return 0
@@ -499,12 +523,13 @@ _unpack() {
 
 # _install_part PART SOURCE NAME SUM
 _install_part() {
-    _mounted=$RUN/mnt
+    _mounted=$RUN/mnt _type=ext4 _kept=
     mkdir -p "$_mounted"
     case $1 in
         boot)
+            _type=vfat _kept=ldlinux.sys
             _device=$(partition 1)
-            mount -t vfat "$_device" "$_mounted" || die "cannot mount $_device"
+            mount -t "$_type" "$_device" "$_mounted" || die "cannot mount $_device"
             # What boots the board stays, unless the tarball brings it too; and ldlinux.sys must not even move.
             find "$_mounted" -mindepth 1 -maxdepth 1 ! -iname ldlinux.sys ! -iname ldlinux.c32 ! -iname syslinux.cfg \
                 ! -iname MLO ! -iname 'u-boot.*' ! -iname boot.scr ! -iname uEnv.txt -exec rm -rf '{}' + ||
@@ -520,12 +545,20 @@ _install_part() {
         *)
             [ "$1" = system ] && _device=$(partition 2) || _device=$(partition 3)
             mkfs.ext4 -q -F -L "$1" "$_device" || die "cannot make a file system on $_device"
-            mount -t ext4 "$_device" "$_mounted" || die "cannot mount $_device"
+            mount -t "$_type" "$_device" "$_mounted" || die "cannot mount $_device"
             _unpack "$2" "$3" "$4" "$_mounted" || die "cannot unpack $3"
             ;;
     esac
     sync
     umount "$_mounted" || die "cannot unmount $_device"
+    # Neither of them tells what could not be written: it is not there when it is read again. Without this, the kernel
+    # would answer from its memory.
+    echo 3 >"$ROOT/proc/sys/vm/drop_caches"
+    mount -t "$_type" -o ro "$_device" "$_mounted" || die "cannot mount $_device again"
+    (_holds "$_mounted" "$_kept") >"$RUN/compared" 2>&1 ||
+        die "$_device does not hold what was unpacked: $(grep -v ': OK$' "$RUN/compared" | head -n 1)"
+    umount "$_mounted" || die "cannot unmount $_device"
+    say "compared $(wc -l <"$RUN/sums") files on $_device"
 }
 
 # install_partitions KIND KEY…: install boot, system and userdata from the directory that the first of these keys of

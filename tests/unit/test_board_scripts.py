@@ -50,6 +50,7 @@ def _may_unshare() -> bool:
 
 
 # mount copies a boot partition out, and umount brings it back: files are partitions here, and tests may not be root.
+# Others are empty when they are mounted to be filled. after_umount is for what disks do wrong.
 STAND_INS = """
 reboot() { echo "reboot $*" >>"$T/done"; exit 0; }
 logger() { printf '%s\\n' "$*" >>"$T/syslog"; }
@@ -63,14 +64,19 @@ mount() {
     [ "$1 $2" != "-t tmpfs" ] && [ "$1 $2" != "-t proc" ] && [ "$1 $2" != "-t sysfs" ] || return 0
     [ "$1 $2" != "-t devtmpfs" ] && [ "$1 $2" != "-t devpts" ] || return 0
     M_TYPE=$2
-    [ "$3" != -o ] || shift 2
+    M_OPTION=
+    [ "$3" != -o ] || { M_OPTION=$4; shift 2; }
     M_DEVICE=$3
     M_DIR=$4
-    echo "mount $M_TYPE ${M_DEVICE##*/}" >>"$T/done"
+    echo "mount $M_TYPE ${M_DEVICE##*/}${M_OPTION:+ $M_OPTION}" >>"$T/done"
     [ "$M_TYPE" != vfat ] || mcopy -s -n -i "$M_DEVICE" '::*' "$M_DIR"
+    [ "$M_TYPE $M_OPTION" != "ext4 ro" ] || /sbin/debugfs -R "rdump / $M_DIR" "$M_DEVICE" 2>/dev/null
 }
+after_umount() { :; }
 umount() {
-    if [ "$M_TYPE" = vfat ]; then
+    if [ "$M_OPTION" = ro ]; then
+        :
+    elif [ "$M_TYPE" = vfat ]; then
         for path in $(mdir -b -a -i "$M_DEVICE" ::/); do
             [ -e "$M_DIR/${path#::/}" ] || mdeltree -i "$M_DEVICE" "$path"
         done
@@ -82,6 +88,7 @@ umount() {
     fi
     find "$M_DIR" -mindepth 1 -maxdepth 1 -exec rm -rf '{}' +
     echo "umount ${M_DEVICE##*/}" >>"$T/done"
+    after_umount "${M_DEVICE##*/}"
 }
 """
 
@@ -826,7 +833,13 @@ def test_tarballs_are_installed(board, kind, key, suffix, sums, memory):
     }
     assert in_ext4(board, 2, "bin/agent") == b"#!/bin/sh\n"
     assert in_ext4(board, 3, "local/file") == b"user"
-    assert board.done[-2:] == ["umount vda3", "reboot -f"]
+    assert board.done == [
+        *("mount vfat vda1", "umount vda1", "mount vfat vda1 ro", "umount vda1"),
+        *("mount ext4 vda2", "umount vda2", "mount ext4 vda2 ro", "umount vda2"),
+        *("mount ext4 vda3", "umount vda3", "mount ext4 vda3 ro", "umount vda3"),
+        "reboot -f",
+    ]
+    assert "compared 2 files on " in done.stderr
     assert ("unpacking while downloading" in done.stderr) == (memory == 0)
 
 
@@ -868,6 +881,94 @@ def test_a_damaged_or_missing_tarball_is_no_success(board, memory, path, content
     assert "failed: " in done.stderr
     assert board.server.events == ["b2g_downloading", "b2g_extracting"][:events]
     assert "reboot -f" not in board.done
+
+
+@needs_busybox
+@needs_disk_tools
+@pytest.mark.parametrize("memory", [1000, 0], ids=["in memory", "streamed"])
+@pytest.mark.parametrize(
+    ("device", "damage", "found"),
+    [
+        ("vda1", 'mdel -i "$M_DEVICE" ::vmlinuz', "vmlinuz"),
+        ("vda2", 'sed -i s/version=1/version=2/ "$M_DEVICE"', "build.prop"),
+        ("vda3", '/sbin/debugfs -w -R "rm local/file" "$M_DEVICE"', "local/file"),
+        ("vda3", 'dd if=/dev/zero of="$M_DEVICE" bs=1M count=4', ""),
+    ],
+)
+def test_a_partition_that_does_not_keep_what_was_unpacked_is_found(board, memory, device, damage, found):
+    partitions(board)
+    board.memory(memory)
+    board.boot_config(b2gbase=f"{board.server.url}/b")
+    # Once: it is unmounted again after the comparison.
+    before = f'after_umount() {{ [ "$1 $M_OPTION" != "{device} " ] || {{ {damage}; }} >/dev/null 2>&1; }};'
+    done = board.run("b2g-second-stage.sh", before=before)
+    assert done.returncode == 1
+    assert f"dev/{device} does not hold what was unpacked: " in done.stderr
+    assert found in done.stderr.splitlines()[-1]
+    assert board.server.events == ["b2g_downloading", "b2g_extracting"]
+    assert "reboot -f" not in board.done
+
+
+@needs_busybox
+@needs_disk_tools
+@pytest.mark.parametrize(
+    ("failing", "why"),
+    [
+        ('umount() { [ "${M_DEVICE##*/}" != vda2 ]; };', "cannot unmount "),
+        ('mount() { [ "$3 $4" != "-o ro" ] || return 1; M_TYPE=$2 M_DEVICE=$3 M_DIR=$4; };', "cannot mount "),
+        (
+            'tar() { case $* in *--to-command*) cat >/dev/null; return 1 ;; *) command tar "$@" ;; esac; };',
+            "does not hold what was unpacked: its files were not all listed",
+        ),
+    ],
+    ids=["umount", "mount again", "half a list"],
+)
+def test_what_cannot_be_compared_is_no_success(board, failing, why):
+    partitions(board)
+    board.boot_config(b2gbase=f"{board.server.url}/b")
+    done = board.run("b2g-second-stage.sh", before=failing)
+    assert done.returncode == 1
+    assert why in done.stderr
+    assert board.server.events == ["b2g_downloading", "b2g_extracting"]
+    assert "reboot -f" not in board.done
+
+
+@needs_busybox
+def test_all_files_of_a_tarball_are_compared_with_what_is_read(board):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in (
+            ("./a", b"old"),
+            ("./a", b"new"),
+            ("d e/-f\\n", b"x" * 100_000),
+            ("-", b"dash"),
+            ("empty", b""),
+            ("l" * 150, b"long"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for kind, name, target in ((tarfile.LNKTYPE, "hard", "d e/-f\\n"), (tarfile.SYMTYPE, "soft", "a")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    (board.path / "x.tar.gz").write_bytes(packed.getvalue())
+    into = board.path / "into"
+    into.mkdir()
+    done = board.library('_unpack "$T/x.tar.gz" x.tar.gz "" "$T/into" && _holds "$T/into" ""')
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == sorted(f"./{name}: OK" for name in ("a", "d e/-f\\n", "-", "l" * 150)), (
+        done.stderr
+    )
+    for name in ("a", "d e/-f\\n", "-"):
+        kept = (into / name).read_bytes()
+        (into / name).write_bytes(bytes(len(kept)))
+        assert board.library('_holds "$T/into" ""').returncode == 1
+        (into / name).write_bytes(kept)
+    assert board.library('_holds "$T/into" ""').returncode == 0
+    whole = (board.root / "run/mozpool/files").read_text()
+    board.write("run/mozpool/files", whole.removesuffix("whole\n"))
+    assert board.library('_holds "$T/into" ""').returncode == 1
 
 
 @needs_busybox
