@@ -55,8 +55,9 @@ def shell(script: str) -> tuple[str, ...]:
     ],
 )
 def test_placeholders_are_replaced_inside_their_argument(template, arguments):
-    target = device(outlet="a b; reboot $(id)", dash="-rf", braces="{name}")
-    assert fill_in(template, target) == arguments
+    values = {"outlet": "a b; reboot $(id)", "dash": "-rf", "braces": "{name}"}
+    own = {"name": "panda-0001", "address": "10.0.0.7", "mac_address": "aabbccddeeff"}
+    assert fill_in(template, {**values, **own}) == arguments
 
 
 @pytest.mark.parametrize(
@@ -65,8 +66,8 @@ def test_placeholders_are_replaced_inside_their_argument(template, arguments):
         (("p", "{dash}"), "would pass for an option"),
         (("p", "{dash}", "--"), "would pass for an option"),
         (("{name}", "on"), "the program must not have a placeholder"),
-        (("p", "{missing}"), "the device has no option missing"),
-        (("p", "{empty}"), "the device has no option empty"),
+        (("p", "{missing}"), "there is no missing"),
+        (("p", "{empty}"), "there is no empty"),
         (("p", "x{lines}"), "is not one line of text"),
         (("p", "x{nul}"), "is not one line of text"),
     ],
@@ -80,8 +81,10 @@ def test_what_could_mean_something_else_is_refused_and_nothing_runs(power, secon
     assert not file.exists()
 
 
-def test_an_option_cannot_stand_for_the_devices_own_name():
-    assert fill_in(("p", "{name}"), device(name="other")) == ["p", "panda-0001"]
+def test_an_option_cannot_stand_for_the_devices_own_name(power, seconds, tmp_path):
+    backend = power(on=("sh", "-c", 'echo "$1" > "$2"', "-", "{name}", f"{tmp_path}/said"))
+    backend.power_on(device(name="other"), seconds(ENOUGH))
+    assert (tmp_path / "said").read_text() == "panda-0001\n"
 
 
 def test_the_name_of_a_command_is_found_however_it_is_written(power, seconds):
@@ -217,12 +220,38 @@ def test_a_power_that_does_not_follow_is_an_error(power, seconds):
 
 def test_each_device_has_a_lane_of_its_own_unless_it_names_one(power):
     assert power().lane(device()) == "command:pdu:panda-0001"
-    assert power().lane(device(lane="rack 7")) == "command:rack 7"
+    assert power().lane(device(lane="rack 7")) == "command:pdu:rack 7"
     for lane in ("", "a\nb", "x" * 300):
         with pytest.raises(HardwareError, match="its option lane"):
             power().lane(device(lane=lane))
 
 
-def test_a_lane_of_programs_cannot_be_tested(power, seconds):
-    with pytest.raises(BadInput, match="command:pdu:panda-0001"):
-        power().test("command:pdu:panda-0001", seconds(1))
+@pytest.mark.parametrize("lane", ["command:pdu:panda-0001", "command:apc:rack 7", "command:pdu", "relay:a:1"])
+def test_a_lane_without_a_test_program_cannot_be_tested(power, seconds, lane):
+    with pytest.raises(BadInput, match=lane):
+        power(on=shell("true")).test(lane, seconds(ENOUGH))
+
+
+def test_the_test_program_tells_whether_the_switch_works(power, seconds, tmp_path):
+    script = 'test "$1" = "rack 7" && cat "$2"'
+    backend = power(test=("sh", "-c", script, "-", "{lane}", f"{tmp_path}/ok"))
+    lane = backend.lane(device(lane="rack 7"))
+    (tmp_path / "ok").write_text("fine")
+    backend.test(lane, seconds(ENOUGH))
+    (tmp_path / "ok").unlink()
+    with pytest.raises(LaneError, match=r"test of command:pdu:rack 7 failed: .*No such file") as raised:
+        backend.test(lane, seconds(ENOUGH))
+    assert raised.value.culprit == lane
+
+
+@pytest.mark.parametrize("broken", ["false", "sleep 600"])
+@pytest.mark.parametrize("operation", ["power_off", "power_on", "power_cycle", "is_on"])
+def test_of_a_failure_the_switch_is_guilty_that_fails_its_test(power, seconds, operation, broken):
+    programs = dict.fromkeys(("on", "off", "status"), shell(broken))
+    target, limit = device(lane="rack 7"), 1.2 if "sleep" in broken else ENOUGH
+    with pytest.raises(LaneError, match=r"panda-0001 failed: command:pdu:rack 7: .*the PDU is away") as raised:
+        getattr(power(**programs, test=shell("echo the PDU is away >&2; false")), operation)(target, seconds(limit))
+    assert raised.value.culprit == "command:pdu:rack 7"
+    with pytest.raises(HardwareError, match="panda-0001 failed") as own:
+        getattr(power(**programs, test=shell("true")), operation)(target, seconds(limit))
+    assert not isinstance(own.value, LaneError)

@@ -4,7 +4,8 @@
 """Power by any program: ``[commands]`` of the configuration says what is run.
 
 ``NAME.on``, ``NAME.off`` and ``NAME.status`` are argument lists for the devices with the option ``command = NAME``.
-There is no shell: a ``{placeholder}`` is replaced inside its argument, which is never split again.
+There is no shell: a ``{placeholder}`` is replaced inside its argument, which is never split again. ``NAME.test``, where
+there is one, tells whether the switch itself works: it decides whose fault a failure is.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import re
 import selectors
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from mozpool.bmm.interfaces import BackendContext, Power, Target
 from mozpool.bmm.netio import shown
 from mozpool.clock import Deadline
-from mozpool.errors import BadInput, HardwareError
+from mozpool.errors import BadInput, HardwareError, LaneError
 
 OFF_TIME = 1.0
 """Seconds that a device stays without power in a power cycle."""
@@ -31,6 +32,9 @@ SETTLING = 5.0
 
 OUTPUT_LIMIT = 64 * 1024
 """Bytes that are kept of each of a program's outputs: the last ones."""
+
+TEST_SHARE = 1 / 6
+"""The part of an operation's time that is left for the test of the switch when the operation hangs."""
 
 _PAUSE = 0.5
 _SHOWN = 200
@@ -51,7 +55,7 @@ class CommandPower(Power):
         self._pause = _PAUSE / context.speed
 
     def lane(self, device: Target) -> str:
-        """``command:LANE`` with the option ``lane``, else ``command:NAME:DEVICE``. Raises HardwareError."""
+        """``command:NAME:LANE`` with the option ``lane``, else ``command:NAME:DEVICE``. Raises HardwareError."""
         name = _name_of(device, "power control")
         lane = device.options.get("lane")
         if lane is None:
@@ -59,53 +63,90 @@ class CommandPower(Power):
         if not lane or len(lane) > _SHOWN or not lane.isprintable():
             reason = f"its option lane, {lane[:_SHOWN]!r}, is not 1 to {_SHOWN} printable characters"
             raise HardwareError(device.name, "power control", reason)
-        return f"command:{lane}"
+        return f"command:{name}:{lane}"
 
     def power_cycle(self, device: Target, deadline: Deadline) -> None:
-        """Off, read back, wait, on, read back. Raises HardwareError."""
+        """Off, read back, wait, on, read back. Raises HardwareError, LaneError."""
         operation = "power cycle"
         # Before the power is cut: whether it can be restored at all.
         off, on, status = (self._command(device, operation, action) for action in ("off", "on", "status"))
-        try:
-            self._switch(device, operation, off, status, deadline, power=False)
-            self._clock.sleep(deadline.remaining(self._off_time))
-            self._switch(device, operation, on, status, deadline, power=True)
-        except HardwareError as e:
-            raise HardwareError(device.name, operation, f"{e.reason}; the device may be without power") from e
+        with self._judged(device, deadline) as end:
+            try:
+                self._switch(device, operation, off, status, end, power=False)
+                self._clock.sleep(end.remaining(self._off_time))
+                self._switch(device, operation, on, status, end, power=True)
+            except HardwareError as e:
+                raise HardwareError(device.name, operation, f"{e.reason}; the device may be without power") from e
 
     def power_off(self, device: Target, deadline: Deadline) -> None:
-        """Cut the power and read back. Raises HardwareError."""
+        """Cut the power and read back. Raises HardwareError, LaneError."""
         operation = "power off"
         off, status = (self._command(device, operation, action) for action in ("off", "status"))
-        self._switch(device, operation, off, status, deadline, power=False)
+        with self._judged(device, deadline) as end:
+            self._switch(device, operation, off, status, end, power=False)
 
     def power_on(self, device: Target, deadline: Deadline) -> None:
-        """Restore the power and read back. Raises HardwareError."""
+        """Restore the power and read back. Raises HardwareError, LaneError."""
         operation = "power on"
         on, status = (self._command(device, operation, action) for action in ("on", "status"))
-        self._switch(device, operation, on, status, deadline, power=True)
+        with self._judged(device, deadline) as end:
+            self._switch(device, operation, on, status, end, power=True)
 
     def is_on(self, device: Target, deadline: Deadline) -> bool | None:
-        """What the status program prints; None where there is none. Raises HardwareError."""
-        return self._status(device, "power status", self._command(device, "power status", "status"), deadline)
+        """What the status program prints; None where there is none. Raises HardwareError, LaneError."""
+        status = self._command(device, "power status", "status")
+        with self._judged(device, deadline) as end:
+            return self._status(device, "power status", status, end)
 
     def test(self, lane: str, deadline: Deadline) -> None:
-        """Raises BadInput: what is behind a program can't be asked without a device."""
-        raise BadInput.value("lane", lane, "one that can be tested: programs are run for devices only")
+        """Run ``NAME.test``. Raises LaneError, and BadInput for a lane that has no such program."""
+        backend, name, place = (*lane.split(":", 2), "", "")[:3]
+        template = self._template(name, "test")
+        if backend != "command" or not place or template is None:
+            raise BadInput.value("lane", lane, f"one that can be tested: [commands] has no {name}.test")
+        try:
+            _run(lane, "test", fill_in(template, {"lane": place}), deadline)
+        except ValueError as e:
+            raise LaneError(lane, "test", f"[commands] {name}.test: {e}", culprit=lane) from e
+        except HardwareError as e:
+            raise LaneError(lane, "test", e.reason, culprit=lane) from e
+
+    @contextmanager
+    def _judged(self, device: Target, deadline: Deadline) -> Iterator[Deadline]:
+        """Until when an operation may take; of its failure the switch is guilty that fails its test, too."""
+        lane = self.lane(device)
+        if self._template(_name_of(device, "power control"), "test") is None:
+            yield deadline
+            return
+        try:
+            yield deadline.within((1 - TEST_SHARE) * deadline.remaining())
+        except HardwareError as error:
+            try:
+                self.test(lane, deadline)
+            except LaneError as fault:
+                reason = f"{error.reason} ({fault.reason.removeprefix(f'{lane}: ')})"
+                raise LaneError(device.name, error.operation, reason, culprit=lane) from error
+            raise
+
+    def _template(self, name: str, action: str) -> tuple[str, ...] | None:
+        """Program and arguments as they are configured; None where there is no such program."""
+        key = f"{name}.{action}"
+        # configparser reads keys in lower case.
+        return self._commands.get(key, self._commands.get(key.lower()))
 
     def _command(self, device: Target, operation: str, action: str) -> list[str] | None:
         """The argument list for ``action``; None where there is no status program. Raises HardwareError."""
-        key = f"{_name_of(device, operation)}.{action}"
-        # configparser reads keys in lower case.
-        template = self._commands.get(key, self._commands.get(key.lower()))
+        name = _name_of(device, operation)
+        template = self._template(name, action)
         if template is None:
             if action == "status":
                 return None
-            raise HardwareError(device.name, operation, f"[commands] has no {key}")
+            raise HardwareError(device.name, operation, f"[commands] has no {name}.{action}")
+        own = {"name": device.name, "address": device.address, "mac_address": device.mac_address}
         try:
-            return fill_in(template, device)
+            return fill_in(template, {**device.options, **own})
         except ValueError as e:
-            raise HardwareError(device.name, operation, f"[commands] {key}: {e}") from e
+            raise HardwareError(device.name, operation, f"[commands] {name}.{action}: {e}") from e
 
     def _switch(
         self,
@@ -118,7 +159,7 @@ class CommandPower(Power):
         power: bool,
     ) -> None:
         assert command is not None
-        _run(device, operation, command, deadline)
+        _run(device.name, operation, command, deadline)
         settling = deadline.within(self._settling)
         while (has_power := self._status(device, operation, status, deadline)) is not None and has_power is not power:
             if settling.expired:
@@ -129,21 +170,20 @@ class CommandPower(Power):
     def _status(self, device: Target, operation: str, command: list[str] | None, deadline: Deadline) -> bool | None:
         if command is None:
             return None
-        answer = _run(device, operation, command, deadline).strip()
+        answer = _run(device.name, operation, command, deadline).strip()
         if answer.lower() not in ("on", "off"):
             reason = f"{command[0]} printed {shown(answer, _SHOWN)} where on or off was expected"
             raise HardwareError(device.name, operation, reason)
         return answer.lower() == "on"
 
 
-def fill_in(template: Sequence[str], device: Target) -> list[str]:
-    """The arguments with the device's own values for ``{name}``, ``{address}``, ``{mac_address}`` and ``{OPTION}``.
+def fill_in(template: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """The arguments with these values in place of ``{name}``, ``{address}`` and other placeholders.
 
     Braces around anything else than such a word stay. A value must not turn its argument into an option: one that
     begins with a dash is only put behind other text, or behind an argument ``--``. The program itself is never
     replaced. Raises ValueError, whose text completes a sentence about the template.
     """
-    values = {**device.options, "name": device.name, "address": device.address, "mac_address": device.mac_address}
     program, *arguments = template
     if _PLACEHOLDER.search(program):
         raise ValueError("the program must not have a placeholder")
@@ -159,9 +199,9 @@ def fill_in(template: Sequence[str], device: Target) -> list[str]:
 def _value(name: str, values: Mapping[str, str]) -> str:
     value = values.get(name)
     if not value:
-        raise ValueError(f"the device has no option {name}")
+        raise ValueError(f"there is no {name}")
     if not value.isprintable():
-        raise ValueError(f"the device's {name}, {value[:80]!r}, is not one line of text")
+        raise ValueError(f"its {name}, {value[:80]!r}, is not one line of text")
     return value
 
 
@@ -176,14 +216,14 @@ def _name_of(device: Target, operation: str) -> str:
     return name
 
 
-def _run(device: Target, operation: str, command: list[str], deadline: Deadline) -> str:
+def _run(device: str, operation: str, command: list[str], deadline: Deadline) -> str:
     """Run a program and return what it printed (its last part). Raises HardwareError.
 
     It is over when the program has ended, or at the deadline, when the program is killed with all that it started.
     """
     program = command[0]
     if deadline.expired:
-        raise HardwareError(device.name, operation, f"no time was left to run {program}")
+        raise HardwareError(device, operation, f"no time was left to run {program}")
     try:
         process = subprocess.Popen(
             command,
@@ -196,7 +236,7 @@ def _run(device: Target, operation: str, command: list[str], deadline: Deadline)
         )
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or str(e)
-        raise HardwareError(device.name, operation, f"cannot run {program}: {reason}") from e
+        raise HardwareError(device, operation, f"cannot run {program}: {reason}") from e
     assert process.stdout is not None
     assert process.stderr is not None
     with process.stdout as stdout, process.stderr as stderr:
@@ -210,14 +250,14 @@ def _run(device: Target, operation: str, command: list[str], deadline: Deadline)
                 process.wait(1)
             if isinstance(e, TimeoutError):
                 reason = f"{program} was not done within {deadline.seconds:.3g} s and was killed"
-                raise HardwareError(device.name, operation, reason) from None
+                raise HardwareError(device, operation, reason) from None
             raise
     code = process.wait()
     if code:
         end = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
         lines = errors.decode(errors="replace").strip().splitlines()
         said = shown(lines[-1], _SHOWN) if lines else "no message"
-        raise HardwareError(device.name, operation, f"{program} {end}: {said}")
+        raise HardwareError(device, operation, f"{program} {end}: {said}")
     return output.decode(errors="replace")
 
 
