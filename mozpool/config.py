@@ -513,8 +513,8 @@ class Settings:
     commands: Mapping[str, tuple[str, ...]] = free_names(
         WORDS,
         "Programs that switch power, for devices whose power is command: NAME.on, NAME.off, NAME.status and NAME.test "
-        "of those with the option command = NAME. {name}, {address} and {OPTION} stand for the device's own. For example: "
-        "apc.on = /usr/local/bin/pdu on {socket}",
+        "of those with the option command = NAME. {name}, {address} and {OPTION} stand for the device's own. For "
+        "example: apc.on = /usr/local/bin/pdu on {socket}",
     )
     netboot: Netboot = field(default_factory=Netboot)
     registration: Registration = field(default_factory=Registration)

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from functools import cache
 
 import click
 from sqlalchemy.exc import DBAPIError
@@ -95,7 +97,7 @@ class _Look:
     def _is(self, row: Device) -> bool:
         """Whether a device with the same bank and relay number hangs on the same board.
 
-        A name without a domain may be any host of that first label.
+        A name without a domain may be any host of that first label; different names may have the same address.
         """
         try:
             board = RelayInfo.parse(row.relay_info or "").board
@@ -105,7 +107,18 @@ class _Look:
         if board.port != mine.port:
             return False
         short = "." not in board.host or "." not in mine.host
-        return board.host == mine.host or (short and board.host.split(".")[0] == mine.host.split(".")[0])
+        if board.host == mine.host or (short and board.host.split(".")[0] == mine.host.split(".")[0]):
+            return True
+        return bool(_addresses(mine.host) & _addresses(board.host))
+
+
+@cache
+def _addresses(host: str) -> frozenset[str]:
+    """The addresses of a host; none when it is not known."""
+    try:
+        return frozenset(str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError):
+        return frozenset()
 
 
 def _unknown(why: str) -> str:

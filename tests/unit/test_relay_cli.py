@@ -158,6 +158,15 @@ def test_a_name_without_its_domain_is_known(sqlite_url, tmp_path):
     assert look._is(device(relay_info=None)) is False
 
 
+def test_another_name_of_the_same_board_is_known(board, address, lent):
+    port = address.rpartition(":")[2]
+    assert "device2 hangs on this relay" in run("status", f"localhost:{port}", "2", "4", *lent).stderr
+    look = _Look(Clock(), RelayInfo.parse("127.0.0.1:bank1:relay1"), None)
+    assert look._is(device(relay_info="localhost:bank1:relay1")) is True
+    assert look._is(device(relay_info="127.0.0.2:bank1:relay1")) is False
+    assert look._is(device(relay_info="no-such-board.invalid:bank1:relay1")) is False
+
+
 def test_without_configuration_and_database_it_works_and_says_nothing(board, address, nowhere):
     result = run("status", address, "1", "1")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "on\n", "")
