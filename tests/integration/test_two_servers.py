@@ -1,0 +1,103 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Two imaging servers on one database: a request is made on one of them, for a device of the other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from mozpool.client import Client
+from tests.integration.mozpool_site import READY_WITHIN, Site, eventually, free_ports
+from tests.processes import end
+
+pytestmark = pytest.mark.timeout(300)
+
+RELIABLE = "".join(
+    f"fake_{what}_failure = 0\n" for what in ("boot", "download", "extract", "reboot", "ping", "selftest")
+)
+
+
+@contextmanager
+def another_server(owner: Site, directory: Path) -> Iterator[tuple[str, Path]]:
+    """The URL and the log of a server that has no device, on the same database as ``owner``."""
+    port = free_ports(1)
+    directory.mkdir()
+    config, log = directory / "config.ini", directory / "server.log"
+    lines = [f"[database]\nengine = {owner.settings.database.engine}", f"[server]\nfqdn = 127.0.0.1:{port}"]
+    lines += [f"port = {port}", f"[testing]\nspeed = {owner.settings.testing.speed:g}"]
+    config.write_text("\n".join(lines))
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mozpool.cli.server", "--config", str(config)], stdout=said, stderr=said
+        )
+    try:
+        url, give_up = f"http://127.0.0.1:{port}", time.monotonic() + READY_WITHIN
+        while True:
+            try:
+                requests.get(f"{url}/api/version/", timeout=5)
+                break
+            except requests.RequestException:
+                assert process.poll() is None and time.monotonic() < give_up, log.read_text(errors="replace")
+                time.sleep(0.05)
+        yield url, log
+    finally:
+        end(process)
+
+
+@pytest.fixture
+def owner(database_url: str, tmp_path: Path) -> Iterator[Site]:
+    """The server that all devices belong to; they never fail."""
+    site = Site(tmp_path, database_url, boards=3, speed=20.0, seed=3)
+    site.config.write_text(site.config.read_text() + RELIABLE)
+    with site:
+        yield site
+
+
+def redirected(url: str, path: str) -> str:
+    """Where a server sends a call that is not for it."""
+    answer = requests.post(f"{url}{path}", json={"duration": 900}, timeout=10, allow_redirects=False)
+    assert answer.status_code == 302
+    return answer.headers["Location"]
+
+
+def test_a_device_of_another_server_is_lent_and_given_back(owner: Site, tmp_path: Path) -> None:
+    with another_server(owner, tmp_path / "other") as (url, log):
+        here, there = Client([url]), Client([owner.url])
+        made = here.request("device1", image="b2g", duration=600, boot_config={"b2gbase": "http://b/7/"}, wait=120)
+        assert made.url == f"{url}/api/request/{made.id}/"
+        ready = here.wait_ready(made.id, 120)
+        assert ready.assigned_device == "device1"
+        device = there.device("device1")
+        assert (device.image, device.request_id) == ("b2g", made.id)
+
+        # Each server said to the other what concerned it, and was understood.
+        asked = "POST /api/device/device1/event/please_image/ 200 "
+        told = f"POST /api/request/{made.id}/event/lifeguard_finished/ 200 "
+        assert eventually(lambda: asked in owner.log.read_text()), owner.tail()
+        assert eventually(lambda: told in log.read_text()), log.read_text()
+
+        # What is for the other server goes there, with its verb kept.
+        request, claimed = f"/api/request/{made.id}/renew/", "/api/device/device1/reboot/"
+        assert redirected(owner.url, request) == url + request
+        assert redirected(url, claimed) == owner.url + claimed
+        there.renew(made.id, 900)
+        renewed = there.get_request(made.id).expires
+        assert renewed is not None and ready.expires is not None and renewed > ready.expires
+        here.reboot("device1", request_id=made.id)
+        assert eventually(lambda: here.device("device1").state != "ready")
+        assert eventually(lambda: here.device("device1").state == "ready", 60)
+
+        there.return_device("device1", request_id=made.id)
+        assert here.get_request(made.id).state == "closed"
+        assert there.device("device1").request_id is None
+        assert eventually(lambda: here.device("device1").state == "ready", 60)
+    assert "Traceback" not in log.read_text() + owner.log.read_text()
