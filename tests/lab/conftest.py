@@ -54,18 +54,26 @@ def builds(ssh_key: Path, tmp_path_factory: pytest.TempPathFactory) -> Builds:
 
 
 @pytest.fixture
-def start_rack(builds: Builds, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Rack]]:
-    """Starts a rack of so many boards, with the options of :class:`Rack`; it ends with the test.
+def logs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A directory for the test's consoles and logs, ``*.log``, which are kept; a test that fails shows their ends.
 
-    ``MOZPOOL_LAB_LOGS`` names a directory for consoles and logs, else they are in the test's own.
+    ``MOZPOOL_LAB_LOGS`` names a directory that they go into, else they are in the test's own.
     """
     base = os.environ.get("MOZPOOL_LAB_LOGS")
     logs = (Path(base) if base else tmp_path) / re.sub(r"\W+", "-", request.node.name).strip("-")
-    with ExitStack() as stack:
-        yield lambda boards, **options: stack.enter_context(Rack(boards, builds, logs, **options))
-        failed = request.node.stash.get(_FAILED, False)
-    if failed:
+    logs.mkdir(parents=True, exist_ok=True)
+    yield logs
+    if request.node.stash.get(_FAILED, False):
         print(f"Consoles and logs are in {logs}")
         for log in sorted(logs.glob("*.log")):
             lines = log.read_text(errors="replace").splitlines()[-15:]
             print(f"--- the end of {log.name}", *lines, sep="\n")
+
+
+@pytest.fixture
+def start_rack(builds: Builds, logs: Path) -> Iterator[Callable[..., Rack]]:
+    """Starts a rack of so many boards, with the options of :class:`Rack`; it ends with the test, and before its logs
+    are shown.
+    """
+    with ExitStack() as stack:
+        yield lambda boards, **options: stack.enter_context(Rack(boards, builds, logs, **options))

@@ -92,11 +92,14 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 class Machine:
-    """A running virtual board; its console is a file."""
+    """A running virtual board, whose console goes to the end of a file."""
 
-    def __init__(self, folder: Path, disk: Path, *boot: str, forward: str = "") -> None:
-        self.console = folder / "console.log"
-        self.console.write_bytes(b"")
+    def __init__(self, console: Path, title: str, disk: Path, *boot: str, forward: str = "") -> None:
+        """Switch it on; ``title`` says on the console what it is to boot."""
+        self._console = console
+        with console.open("ab") as log:
+            log.write(f"\n--- power on: {title}\n".encode())
+            self._begin = log.tell()
         accel = ["-accel", "kvm"] if os.environ.get("LAB_ACCEL") == "kvm" else ["-accel", "tcg,tb-size=32"]
         # The cheapest processor to emulate; one that is not emulated is what it is.
         processor = "host" if os.environ.get("LAB_ACCEL") == "kvm" else "qemu64"
@@ -105,7 +108,8 @@ class Machine:
                 *("setpriv", "--pdeathsig", "KILL", "nice", "-n", "10"),
                 *("qemu-system-x86_64", "-machine", "pc,graphics=off", *accel, "-cpu", processor),
                 *("-m", "128", "-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"),
-                *("-serial", f"file:{self.console}", "-netdev", f"user,id=n0{forward}"),
+                *("-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console"),
+                *("-netdev", f"user,id=n0{forward}"),
                 *("-device", "virtio-net-pci,netdev=n0,romfile=", "-drive", f"if=none,id=d0,file={disk},format=raw"),
                 *("-device", "virtio-blk-pci,drive=d0,bootindex=1", *boot),
             ],
@@ -125,8 +129,8 @@ class Machine:
                 self._process.wait(0.1)
 
     def text(self) -> str:
-        """What its console has shown."""
-        return self.console.read_text("utf-8", "replace")
+        """What its console has shown since it was switched on."""
+        return self._console.read_bytes()[self._begin :].decode("utf-8", "replace")
 
     def ended(self) -> bool:
         """Whether it has booted anew, which ends it here."""
@@ -141,8 +145,9 @@ class Machine:
 class Lab:
     """Starts one machine at a time, with the live image or from its disk."""
 
-    def __init__(self, folder: Path, images: Path, web: Web) -> None:
+    def __init__(self, folder: Path, images: Path, web: Web, console: Path) -> None:
         self.folder = folder
+        self.console = console
         self.images = images
         self.web = web
         self.disk = folder / "disk.img"
@@ -154,6 +159,7 @@ class Lab:
         append = ["console=ttyS0,115200", "quiet", "mitigations=off", "panic=5", "mozpool-disk=/dev/vda"]
         append += ["mozpool-device=virtual-1", f"mobile-imaging-url={self.web.url}/board/{stage}-second-stage.sh"]
         return self._boot(
+            f"the live image, {stage}",
             *("-kernel", str(self.images / "vmlinuz"), "-initrd", str(self.images / "initrd.img")),
             *("-append", " ".join([*append, *arguments])),
             forward=forward,
@@ -161,11 +167,11 @@ class Lab:
 
     def boot_disk(self) -> Machine:
         """Boot what is on the disk."""
-        return self._boot()
+        return self._boot("its disk")
 
-    def _boot(self, *boot: str, forward: str = "") -> Machine:
+    def _boot(self, title: str, *boot: str, forward: str = "") -> Machine:
         self.stop()
-        self.machine = Machine(self.folder, self.disk, *boot, forward=forward)
+        self.machine = Machine(self.console, title, self.disk, *boot, forward=forward)
         return self.machine
 
     def stop(self) -> None:
@@ -205,7 +211,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Path:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, images: Path) -> Iterator[Lab]:
+def lab(tmp_path: Path, images: Path, logs: Path) -> Iterator[Lab]:
     """The lab with an untouched disk; ends machine and server."""
     site = tmp_path / "site"
     site.mkdir()
@@ -213,7 +219,7 @@ def lab(tmp_path: Path, images: Path) -> Iterator[Lab]:
     web = Web(site)
     thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    lab = Lab(tmp_path, images, web)
+    lab = Lab(tmp_path, images, web, logs / "console.log")
     yield lab
     lab.stop()
     web.shutdown()
