@@ -30,7 +30,7 @@ MARGIN = 1.0
 SLOW = 15.0
 """Seconds that a request may wait though a device is free for it: some transactions that come late or in vain."""
 
-LATE = 100.0
+LATE = 75.0
 """Seconds that a deadline may have passed by, on a server that is up and has its database: one that another server has
 set is noticed at the next scan."""
 
