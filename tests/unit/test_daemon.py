@@ -50,7 +50,7 @@ def test_a_scan_that_was_lost_is_tried_again_soon(
     settings = Settings(paths=Paths(tftp_root=tmp_path))
     database.run(lambda conn: testdata.fill(conn, settings, 1, 9, "ready"))
     daemon = Daemon(settings, clock=clock, rng=random.Random(1), database=database)
-    due = clock.now() + timedelta(seconds=60)
+    due = clock.now() + timedelta(seconds=25)
     database.run(lambda conn: conn.execute(update(tables.devices).values(state_timeout=due)))
     daemon.timers.start()
     try:
