@@ -251,10 +251,14 @@ class Garbage(Peer):
 
 
 class Dripping:
-    """Passes on what another server answers, one byte at a time."""
+    """Passes on what another server answers, one byte at a time, and remembers what that one was sent."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, answers: int = 1, commands: int = 65536) -> None:
+        """``answers`` and ``commands`` are the largest numbers of bytes that arrive at a time."""
         self._behind = port
+        self._sizes = (commands, answers)
+        self.received = b""
+        """All that clients have sent."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
@@ -285,20 +289,52 @@ class Dripping:
                 return
             front.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._open.append(front)
-            back = socket.create_connection(("127.0.0.1", self._behind), timeout=PATIENCE)
+            try:
+                back = socket.create_connection(("127.0.0.1", self._behind), timeout=PATIENCE)
+            except OSError:
+                front.shutdown(socket.SHUT_RDWR)
+                continue
             back.settimeout(None)
+            back.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._open.append(back)
-            for source, target, size in ((front, back, 65536), (back, front, 1)):
-                self._threads.append(threading.Thread(target=self._pass_on, args=(source, target, size)))
+            commands, answers = self._sizes
+            for arguments in ((front, back, commands, True), (back, front, answers, False)):
+                self._threads.append(threading.Thread(target=self._pass_on, args=arguments))
                 self._threads[-1].start()
 
-    @staticmethod
-    def _pass_on(source: socket.socket, target: socket.socket, size: int) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, size: int, are_commands: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(size):
                 target.sendall(data)
+                if are_commands:
+                    self.received += data
+                    if size == 1:
+                        time.sleep(0.0005)  # or a command's bytes would arrive together again
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
+
+
+class Lost(Dripping):
+    """What clients send is lost on the way, from the first packet on, until they are let in."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port, answers=65536)
+        # Once its queue is full, the system drops what asks for a connection and says nothing.
+        self._listener.listen(0)
+        self._first = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
+    def __enter__(self) -> Lost:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.let_in()
+        super().__exit__(*error)
+
+    def let_in(self) -> None:
+        """From now on clients get through. Once is enough."""
+        self._first.close()
+        if self._threads[0].ident is None:
+            self._threads[0].start()
 
 
 class Trickle(Peer):

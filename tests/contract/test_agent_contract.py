@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -17,11 +19,12 @@ from mozpool.bmm.interfaces import Agent, CommandResult, Target
 from mozpool.config import BMM
 from mozpool.errors import BadInput, HardwareError
 from mozpool.fakes.adbd import AdbFault
+from mozpool.fakes.sutagent import AgentFault
+from tests.contract.fake_peers import FakeAgent, LabAgent
 from tests.contract.peers import PROMPT, SILENCE, AgentPeer
 from tests.contract.real_peers import AdbDevice, Dripping
 
 ENOUGH = 60.0
-UPTIME = 321.5
 OUTPUT = "a  b it's\n"
 
 
@@ -40,6 +43,10 @@ class Lab:
     troubles: Mapping[str, tuple[Agent, Target]]
     """``hang``, ``refuse``, ``garbage``, ``read-only`` and ``drip``."""
     nonsense: tuple[Target, ...]
+    uptime: Callable[[], float] = lambda: 321.5
+    """Of the first one, in seconds."""
+    refusal: str = "read-only file system"
+    """What is said of the storage of ``read-only``."""
 
 
 def device(**options: str) -> Target:
@@ -79,6 +86,55 @@ def sut(request) -> Lab:
     )
 
 
+def simulated_sut(request) -> Lab:
+    start, context = request.getfixturevalue("start"), request.getfixturevalue("context")
+    agent = SUTAgent(context)
+    boards = [start(FakeAgent()) for _ in range(2)]
+    seen = start(Dripping(boards[0].port, answers=65536))
+    bad = {"hang": AgentFault.HANG, "garbage": AgentFault.HALF_PROMPT, "read-only": AgentFault.WRONG_HASH}
+    ports = {name: start(FakeAgent(fault)).port for name, fault in bad.items()}
+    ports["refuse"] = request.getfixturevalue("closed_port")
+    ports["drip"] = start(Dripping(boards[0].port, commands=1)).port
+    return Lab(
+        agent,
+        (device(sut_port=str(seen.port)), device(sut_port=str(boards[1].port))),
+        reboots=lambda: boards[0].reboots,
+        left_behind=lambda: len(boards[0].storage.list("/mnt/sdcard")),
+        ran=lambda text: text.encode() in seen.received,
+        troubles={name: (agent, device(sut_port=str(port))) for name, port in ports.items()},
+        nonsense=(device(sut_port="0"), device(sut_port="x")),
+        refusal="where the hash of",
+    )
+
+
+def lab_sut(request) -> Lab:
+    start, context = request.getfixturevalue("start"), request.getfixturevalue("context")
+    tmp_path = request.getfixturevalue("tmp_path")
+    agent = SUTAgent(context)
+    boards = [start(LabAgent(tmp_path / f"board{number}")) for number in (1, 2)]
+    seen = start(Dripping(boards[0].port, answers=65536))
+    hanging = start(LabAgent(tmp_path / "hang"))
+    hanging.process.send_signal(signal.SIGSTOP)  # the system still takes connections for it
+    ports = {
+        "hang": hanging.port,
+        "garbage": start(LabAgent(tmp_path / "garbage", says_first="220 nonsense\\r\\n")).port,
+        "read-only": start(LabAgent(tmp_path / "read-only", root=Path("/proc/self"))).port,
+        "refuse": request.getfixturevalue("closed_port"),
+        "drip": start(Dripping(boards[0].port, commands=1)).port,
+    }
+    return Lab(
+        agent,
+        (device(sut_port=str(seen.port)), device(sut_port=str(boards[1].port))),
+        reboots=boards[0].reboots,
+        left_behind=lambda: len(list(boards[0].root.iterdir())),
+        ran=lambda text: text.encode() in seen.received,
+        troubles={name: (agent, device(sut_port=str(port))) for name, port in ports.items()},
+        nonsense=(device(sut_port="0"), device(sut_port="x")),
+        uptime=lambda: float(Path("/proc/uptime").read_text().split()[0]),
+        refusal="could not create the directory",
+    )
+
+
 def adb(request) -> Lab:
     start, context = request.getfixturevalue("start"), request.getfixturevalue("context")
     server = request.getfixturevalue("adb_server")
@@ -108,7 +164,7 @@ def adb(request) -> Lab:
     )
 
 
-LABS = {made.__name__: made for made in (sut, adb)}
+LABS = {made.__name__: made for made in (sut, simulated_sut, lab_sut, adb)}
 
 OPERATIONS = {
     "agent verification": lambda agent, target, deadline: agent.verify(target, deadline),
@@ -136,7 +192,7 @@ def test_the_storage_check_writes_and_leaves_nothing_behind(lab, seconds):
 
 def test_a_storage_that_cannot_be_written_is_an_error(lab, seconds):
     agent, target = lab.troubles["read-only"]
-    with pytest.raises(HardwareError, match=r"(?i)^storage check of panda-0001 failed: .*read-only file system"):
+    with pytest.raises(HardwareError, match=f"(?i)^storage check of panda-0001 failed: .*{lab.refusal}"):
         agent.check_storage(target, seconds(ENOUGH))
 
 
@@ -146,7 +202,10 @@ def test_a_reboot_reaches_the_device(lab, seconds):
 
 
 def test_the_uptime_is_the_devices(lab, seconds):
-    assert lab.agent.uptime(lab.devices[0], seconds(ENOUGH)) == pytest.approx(UPTIME)
+    expected = lab.uptime()
+    uptime = lab.agent.uptime(lab.devices[0], seconds(ENOUGH))
+    assert uptime is not None
+    assert expected - 0.1 <= uptime <= lab.uptime() + 0.1
 
 
 def test_a_command_gives_its_output_and_code_and_is_not_split(lab, seconds):
@@ -212,3 +271,23 @@ def test_a_device_that_hangs_holds_up_no_other(lab, seconds):
     finally:
         thread.join(ENOUGH)
     assert len(problems) == 1
+
+
+@pytest.mark.parametrize("commands", [65536, 1], ids=["whole commands", "single bytes"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("fault", list(AgentFault))
+def test_every_fault_of_an_agent_is_an_error_in_time_that_says_who_is_to_blame(
+    start, context, seconds, fault, operation, commands
+):
+    peer = start(FakeAgent(fault))
+    port = peer.port if commands > 1 else start(Dripping(peer.port, commands=commands)).port
+    agent, target = SUTAgent(context), device(sut_port=str(port))
+    if fault is AgentFault.WRONG_HASH and operation != "storage check":
+        OPERATIONS[operation](agent, target, seconds(ENOUGH))  # it hashes nothing
+        return
+    patience = ENOUGH if fault is AgentFault.WRONG_HASH else 0.4
+    began = time.monotonic()
+    with pytest.raises(HardwareError) as caught:
+        OPERATIONS[operation](agent, target, seconds(patience))
+    assert time.monotonic() - began < patience + 5
+    assert str(caught.value).startswith(f"{operation} of panda-0001 failed: agent at 127.0.0.1:{port}: ")

@@ -20,6 +20,8 @@ from mozpool.bmm.backends.proxr import ProXRPower
 from mozpool.bmm.interfaces import Power, Target
 from mozpool.config import BMM
 from mozpool.errors import BadInput, HardwareError, LaneError
+from mozpool.fakes.relayboard import RelayFault as FakeFault
+from tests.contract.fake_peers import FakeRelayBoard
 from tests.contract.peers import RelayBoard, RelayFault
 from tests.contract.real_peers import PASSWORD, SYSTEMS, USER, Dripping, Garbage, Silent
 
@@ -67,6 +69,27 @@ def proxr(request) -> Lab:
         is_on=lambda number: not boards[number].relays.get((2, 3), False),
         tells=True,
         troubles={**faulty, "refuse": (power, on(request.getfixturevalue("closed_port")))},
+        nonsense=(device(1), device(1, relay_info="nonsense")),
+        culprit=True,
+    )
+
+
+def simulated_proxr(request) -> Lab:
+    start, context = request.getfixturevalue("start"), request.getfixturevalue("context")
+    boards = [start(FakeRelayBoard()) for _ in range(2)]
+    power = ProXRPower(context)
+
+    def on(port: int) -> Target:
+        return device(1, relay_info=f"127.0.0.1:{port}:bank2:relay3")
+
+    troubles = {"hang": FakeFault.HANG, "garbage": FakeFault.GARBAGE, "refuse": FakeFault.REFUSE}
+    faulty = {name: (power, on(start(FakeRelayBoard(fault)).port)) for name, fault in troubles.items()}
+    return Lab(
+        power,
+        (on(boards[0].port), replace(on(boards[1].port), name="panda-0002")),
+        is_on=lambda number: boards[number].has_power(2, 3),
+        tells=True,
+        troubles={**faulty, "drip": (power, on(start(Dripping(boards[0].port, commands=1)).port))},
         nonsense=(device(1), device(1, relay_info="nonsense")),
         culprit=True,
     )
@@ -168,7 +191,7 @@ def redfish(request) -> Lab:
     )
 
 
-LABS = {made.__name__: made for made in (proxr, command, pdudaemon, redfish)}
+LABS = {made.__name__: made for made in (proxr, simulated_proxr, command, pdudaemon, redfish)}
 
 
 @pytest.fixture(params=LABS)
@@ -289,3 +312,54 @@ def test_a_lane_can_be_tested_and_a_strange_one_is_bad_input(lab, seconds):
     for lane in ("", "strange", f"strange:{shlex.quote('a b')}"):
         with pytest.raises(BadInput):
             lab.power.test(lane, seconds(ENOUGH))
+
+
+# Relay boards with every fault
+
+DEVICES_OWN = {(FakeFault.WRONG_READ_BACK, operation) for operation in ("power_cycle", "power_off", "power_on")}
+"""Where one relay is to blame, and not the whole board."""
+NOT_NOTICED = {
+    (FakeFault.WRONG_READ_BACK, "is_on"),
+    (FakeFault.WRONG_READ_BACK, "test"),
+    (FakeFault.HALF_ANSWER, "is_on"),
+    (FakeFault.HALF_ANSWER, "test"),
+}
+"""Nothing is compared with what it reads, and a single command is answered."""
+
+
+@pytest.mark.parametrize("commands", [65536, 1], ids=["whole commands", "single bytes"])
+@pytest.mark.parametrize("operation", [*OPERATIONS, "test"])
+@pytest.mark.parametrize("fault", list(FakeFault))
+def test_every_fault_of_a_relay_board_is_an_error_in_time_that_says_who_is_to_blame(
+    start, context, seconds, fault, operation, commands
+):
+    board = start(FakeRelayBoard(fault))
+    port = board.port if commands > 1 else start(Dripping(board.port, commands=commands)).port
+    power, target = ProXRPower(context), device(1, relay_info=f"127.0.0.1:{port}:bank2:relay3")
+    subject = power.lane(target) if operation == "test" else target
+    patience = 0.3 if fault in (FakeFault.HANG, FakeFault.HALF_ANSWER) else ENOUGH
+    began = time.monotonic()
+    if (fault, operation) in NOT_NOTICED:
+        getattr(power, operation)(subject, seconds(ENOUGH))
+        return
+    with pytest.raises(HardwareError) as caught:
+        getattr(power, operation)(subject, seconds(patience))
+    assert time.monotonic() - began < patience + 5
+    assert f"relay board 127.0.0.1:{port}" in str(caught.value)
+    assert isinstance(caught.value, LaneError) is ((fault, operation) not in DEVICES_OWN)
+    if (fault, operation) in DEVICES_OWN:
+        assert "bank 2 relay 3 reads back" in caught.value.reason
+
+
+@pytest.mark.parametrize("commands", [65536, 1], ids=["whole commands", "single bytes"])
+def test_a_relay_board_that_is_mended_works_again(start, context, seconds, commands):
+    board = start(FakeRelayBoard())
+    port = board.port if commands > 1 else start(Dripping(board.port, commands=commands)).port
+    power, target = ProXRPower(context), device(1, relay_info=f"127.0.0.1:{port}:bank2:relay3")
+    for fault in FakeFault:
+        board.do(board.board.set_fault(fault))
+        with pytest.raises(HardwareError):
+            power.power_cycle(target, seconds(0.3))
+        board.do(board.board.set_fault(None))
+        power.power_cycle(target, seconds(ENOUGH))
+        assert board.has_power(2, 3)

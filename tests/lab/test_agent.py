@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,44 +17,28 @@ import pytest
 from mozpool.bmm.backends.sut import SUTAgent
 from mozpool.bmm.interfaces import BackendContext, CommandResult, Target
 from mozpool.clock import Clock, Deadline
-from tests.lab.guest import AGENT
-from tests.processes import free_port
-
-pytestmark = pytest.mark.skipif(shutil.which("busybox") is None, reason="needs the Debian package busybox-static")
+from tests.contract.fake_peers import LabAgent
 
 PROMPT = b"$>\0"
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Where the agent's clients may write."""
-    (tmp_path / "version").write_text("raw-7\n")
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root"
+def board(tmp_path: Path) -> Iterator[LabAgent]:
+    """An agent that runs as it does on a board."""
+    with LabAgent(tmp_path / "board") as agent:
+        yield agent
 
 
 @pytest.fixture
-def port(root: Path, tmp_path: Path) -> Iterator[int]:
-    """The port of an agent that runs as it does on a board. It must not be told to reboot."""
-    number = free_port()
-    environment = {"SUT_ROOT": str(root), "SUT_VERSION": str(tmp_path / "version"), "PATH": "/usr/bin:/bin"}
-    process = subprocess.Popen(
-        ["busybox", "nc", "-ll", "-p", str(number), "-e", str(AGENT / "sutagent")], env=environment, process_group=0
-    )
-    try:
-        give_up = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", number), timeout=5).close()
-                break
-            except ConnectionRefusedError:
-                assert process.poll() is None
-                assert time.monotonic() < give_up
-                time.sleep(0.02)
-        yield number
-    finally:
-        process.kill()
-        process.wait()
+def root(board: LabAgent) -> Path:
+    """Where the agent's clients may write."""
+    return board.root
+
+
+@pytest.fixture
+def port(board: LabAgent) -> int:
+    """The agent's port."""
+    return board.port
 
 
 @pytest.fixture
@@ -148,6 +130,11 @@ def test_a_push_without_a_size_is_refused(port, arguments):
         b"##AGENT-WARNING## wrong arguments for push command\n",
         b"LabAgent Version raw-7\n",
     ]
+
+
+def test_it_closes_and_reboots_when_it_is_told_to(agent, device, deadline, board):
+    agent.reboot(device, deadline)
+    assert board.reboots() == 1
 
 
 def test_quit_ends_the_connection(port):
