@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from mozpool.bmm.interfaces import CommandResult, Target
 from mozpool.config import BMM
 from mozpool.errors import BadInput, HardwareError
 from mozpool.fakes.adbd import AdbFault
+from tests.contract.real_peers import Lost
 
 adb = pytest.importorskip(
     "mozpool.bmm.backends.adb", reason="adbutils is not installed (pip install 'mozpool[adb]')", exc_type=ImportError
@@ -52,6 +54,25 @@ def test_a_device_is_connected_when_it_is_needed(agent, adb_device, seconds):
     agent.verify(device(adb_device.serial), seconds(ENOUGH))
     assert len(adb_device.daemon.commands) == 2
     assert adb_device.daemon.commands[1] == "getprop ro.build.fingerprint"
+
+
+def test_a_board_that_could_not_be_reached_is_reached_within_a_second(start, agent, adb_device, seconds):
+    """The system would repeat the adb server's first packet after 1, 3, 7 and 15 seconds; newer ones after 7 and 11."""
+    front = start(Lost(adb_device.daemon.port))
+    timer = threading.Timer(7.3, front.let_in)
+    timer.start()
+    began = time.monotonic()
+    agent.verify(device(f"127.0.0.1:{front.port}"), seconds(ENOUGH))
+    assert 7.3 <= time.monotonic() - began < 10.3
+    timer.join()
+
+
+def test_a_board_that_cannot_be_reached_is_given_up_at_the_deadline(start, agent, adb_device, seconds):
+    front = start(Lost(adb_device.daemon.port))
+    began = time.monotonic()
+    with pytest.raises(HardwareError, match=r"no answer within 1\.5 s"):
+        agent.verify(device(f"127.0.0.1:{front.port}"), seconds(2))
+    assert time.monotonic() - began < 5
 
 
 def test_without_a_serial_a_device_is_at_its_address(agent, seconds):

@@ -59,6 +59,9 @@ STORAGE = "/data/local/tmp"
 _OKAY, _FAIL = b"OKAY", b"FAIL"
 """What every connection's first answer begins with."""
 _REBOOT_PATIENCE = 5.0
+_CONNECT_PATIENCE = 1.0
+"""Seconds until a server that is connecting to a device is told to begin anew: what it sends to a board that is booting
+may be lost, and it would send the same again later and later."""
 _FORGETTING = 0.5
 """Seconds, of each operation's own, for telling the server to drop a connection that has died."""
 _LONGEST_COMMAND = 60_000
@@ -257,12 +260,29 @@ class _Conversation:
         if state != "device" and _NETWORK.fullmatch(self._serial):
             if state != "not there":
                 self._call(lambda: self._client.disconnect(self._serial))
-            answer = str(self._call(lambda: self._client.connect(self._serial)))
+            answer = self._connect()
             state = self._state()
             if state != "device":
                 raise _AdbError(f"it is {state} ({shown(answer)})")
         if state != "device":
             raise _AdbError(f"it is {state}")
+
+    def _connect(self) -> str:
+        """Have the server connect to the device; what it answers. Raises PeerError, _AdbError."""
+        while True:
+            self._client.deadline = attempt = self._deadline.within(_CONNECT_PATIENCE)
+            try:
+                return str(self._call(lambda: self._client.connect(self._serial)))
+            except PeerError:
+                if not attempt.expired:
+                    raise
+                if self._deadline.expired:
+                    raise PeerError(f"no answer within {self._deadline.seconds:.3g} s") from None
+            finally:
+                self._client.deadline = self._deadline
+            # An older attempt, which the server has not given up, may have succeeded.
+            if self._state() == "device":
+                return ""
 
     def _state(self) -> str:
         """``device``, ``offline``, ``unauthorized``..., or ``not there``. Raises PeerError, _AdbError."""
