@@ -79,6 +79,7 @@ tftp_root = {directory}/tftp
 image_store = {images}
 [netboot]
 mode = dhcp
+boot_loader = {boot_loader}
 interfaces = br0
 network = 10.99.0.0/24
 advertise = fd99::/64
@@ -164,11 +165,13 @@ class Rack:
         database_url: str | None = None,
         state: str = "ready",
         timeouts: Mapping[str, float] | None = None,
+        boot_loader: str = "lpxelinux",
     ) -> None:
         """Describe the rack. ``user``: with QEMU's own network instead of one that needs root.
 
         ``logs`` gets the boards' consoles and the logs of all programs. ``state`` is that of the devices at the
-        beginning; ``timeouts`` replaces time limits of states.
+        beginning; ``timeouts`` replaces time limits of states. ``boot_loader`` is that of ``[netboot]``; QEMU's own
+        network knows only the usual one.
         """
         if not 1 <= boards <= RELAYS:
             raise ValueError(f"a rack has 1 to {RELAYS} boards")
@@ -180,6 +183,7 @@ class Rack:
         self._database_url = database_url
         self._state = state
         self._timeouts = timeouts or {}
+        self._boot_loader = boot_loader
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -257,6 +261,7 @@ class Rack:
                 ipaddress=self.network.server,
                 listen="0.0.0.0" if own else "127.0.0.1",
                 directory=self.directory,
+                boot_loader=self._boot_loader,
                 images=self.builds.directory,
                 timeouts="".join(f"{name} = {seconds:g}\n" for name, seconds in self._timeouts.items()),
             )
