@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -172,6 +173,13 @@ def _no_bool(value: Any) -> Any:
 def _storable(labels: dict[str, str]) -> dict[str, str]:
     if len(json.dumps(labels)) > MAX_LABELS:
         raise ValueError(f"they take more than {MAX_LABELS} characters")
+    alike: dict[str, str] = {}
+    for name in labels:
+        # MySQL takes such names for one, and a device has each once.
+        plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+        other = alike.setdefault(plain.casefold().rstrip(" "), name)
+        if other != name:
+            raise ValueError(f"{other!r} and {name!r} can be mixed up")
     return labels
 
 

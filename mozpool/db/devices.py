@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Select, Update, and_, bindparam, delete, func
 from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.db.packing import Pack, loads_counters, loads_object
+from mozpool.db.spelling import check_free, exactly
 from mozpool.db.tables import device_labels, device_requests, devices, hardware_types, imaging_servers
 from mozpool.db.tables import images as images_table
 
@@ -104,7 +105,7 @@ _SELECT: Select[Any] = (
     .outerjoin(device_requests, device_requests.c.device_id == devices.c.id)
 )
 _BY_ID = _SELECT.where(devices.c.id == bindparam("device_id"))
-_BY_NAME = _SELECT.where(devices.c.name == bindparam("device_name"))
+_BY_NAME = _SELECT.where(exactly(devices.c.name, bindparam("device_name")))
 
 
 def _device(text: str) -> Device:
@@ -160,7 +161,7 @@ def own_backends(conn: Connection, device_id: int) -> dict[str, Any]:
 _KEYS = select(devices.c.id, devices.c.imaging_server_id, imaging_servers.c.fqdn, devices.c.state).join(
     imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id
 )
-_KEYS_BY_NAME = _KEYS.where(devices.c.name == bindparam("device_name"))
+_KEYS_BY_NAME = _KEYS.where(exactly(devices.c.name, bindparam("device_name")))
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,11 @@ def has_labels(labels: Mapping[str, str]) -> list[ColumnElement[bool]]:
     """Conditions that are true for devices that carry all of these labels."""
     return [
         select(device_labels.c.device_id)
-        .where(device_labels.c.device_id == devices.c.id, device_labels.c.name == name, device_labels.c.value == value)
+        .where(
+            device_labels.c.device_id == devices.c.id,
+            exactly(device_labels.c.name, name),
+            exactly(device_labels.c.value, value),
+        )
         .exists()
         for name, value in sorted(labels.items())
     ]
@@ -221,7 +226,7 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
         (_image.c.name, wanted.image),
         (imaging_servers.c.fqdn, wanted.imaging_server),
     )
-    found += [column == value for column, value in pairs if value is not None]
+    found += [exactly(column, value) for column, value in pairs if value is not None]
     if wanted.claimed is not None:
         found.append(devices.c.claim_id.is_not(None) if wanted.claimed else devices.c.claim_id.is_(None))
     if wanted.search:
@@ -260,8 +265,8 @@ def states(conn: Connection) -> dict[str, str]:
 
 def environments(conn: Connection) -> list[str]:
     """All environments that devices are in, sorted."""
-    rows = conn.scalars(select(devices.c.environment).distinct().order_by(devices.c.environment))
-    return [name for name in rows if name is not None]
+    # Not by DISTINCT, which on MySQL takes Lab and lab for one.
+    return sorted({name for name in conn.scalars(select(devices.c.environment)) if name is not None})
 
 
 def owned_on(conn: Connection, imaging_server_id: int) -> list[Device]:
@@ -378,7 +383,11 @@ SHUFFLE_RANGE = 2**31
 
 
 def insert_device(conn: Connection, rng: random.Random, **values: Any) -> int:
-    """Add a device and answer its id; where ``values`` say nothing else, it is new and has nothing going on."""
+    """Add a device and answer its id; where ``values`` say nothing else, it is new and has nothing going on.
+
+    Raises Conflict when there is one of this name, be it in other letters.
+    """
+    check_free(conn, devices.c.name, values["name"], "device")
     new = {"state": "new", "state_counters": "{}", "shuffle": rng.randrange(SHUFFLE_RANGE)}
     key = conn.execute(insert(devices).values(**new | values)).inserted_primary_key
     assert key is not None

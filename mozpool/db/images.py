@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from mozpool.db.packing import loads_object
+from mozpool.db.spelling import check_free, exactly
 from mozpool.db.tables import devices, hardware_types, image_pxe_configs, images, imaging_servers, pxe_configs
 from mozpool.errors import Unprocessable
 
@@ -44,7 +45,7 @@ def _keys(text: str | None) -> tuple[str, ...]:
 _IMAGES = select(
     images.c.id, images.c.name, images.c.boot_config_keys, images.c.can_reuse, images.c.hidden, images.c.has_sut_agent
 )
-_IMAGE_BY_NAME = _IMAGES.where(images.c.name == bindparam("image_name"))
+_IMAGE_BY_NAME = _IMAGES.where(exactly(images.c.name, bindparam("image_name")))
 
 
 def _image(row: tuple[int, str, str, int, int, int]) -> Image:
@@ -72,7 +73,8 @@ def by_name(conn: Connection, name: str) -> Image | None:
 def add(
     conn: Connection, name: str, keys: Sequence[str], *, can_reuse: bool, hidden: bool, has_sut_agent: bool
 ) -> None:
-    """Add an image, whose boot config has these keys."""
+    """Add an image, whose boot config has these keys. Raises Conflict when there is one of this name."""
+    check_free(conn, images.c.name, name, "image")
     conn.execute(
         insert(images).values(
             name=name,
@@ -158,7 +160,7 @@ _PXE_CONFIGS = select(
 )
 
 
-_PXE_CONFIG = _PXE_CONFIGS.where(pxe_configs.c.name == bindparam("config"))
+_PXE_CONFIG = _PXE_CONFIGS.where(exactly(pxe_configs.c.name, bindparam("config")))
 
 
 def pxe_config(conn: Connection, name: str) -> PxeConfig | None:
@@ -194,13 +196,13 @@ def find_pxe_configs(conn: Connection) -> list[PxeConfig]:
 
 def devices_that_boot(conn: Connection, pxe_config_name: str) -> list[str]:
     """The names of the devices that are to boot this PXE config the next time, sorted."""
-    query = select(devices.c.name).where(devices.c.pxe_config == pxe_config_name).order_by(devices.c.name)
-    return list(conn.scalars(query))
+    return sorted(conn.scalars(select(devices.c.name).where(exactly(devices.c.pxe_config, pxe_config_name))))
 
 
-def add_pxe_config(conn: Connection, **values: str | int) -> None:
-    """Add a PXE config: all columns but its id."""
-    conn.execute(insert(pxe_configs).values(**values))
+def add_pxe_config(conn: Connection, *, name: str, **values: str | int) -> None:
+    """Add a PXE config: all columns but its id. Raises Conflict when there is one of this name."""
+    check_free(conn, pxe_configs.c.name, name, "PXE config")
+    conn.execute(insert(pxe_configs).values(name=name, **values))
 
 
 def change_pxe_config(conn: Connection, pxe_config_id: int, values: Mapping[str, str | int]) -> None:

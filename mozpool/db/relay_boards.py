@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, upd
 
 from mozpool.db import devices
 from mozpool.db.devices import Device
+from mozpool.db.spelling import exactly
 from mozpool.db.tables import devices as devices_table
 from mozpool.db.tables import imaging_servers, relay_boards
 
@@ -83,7 +84,7 @@ def find(conn: Connection) -> list[RelayBoard]:
 
 def by_name(conn: Connection, name: str) -> RelayBoard | None:
     """The relay board or other switch of this name, or None."""
-    row = conn.execute(_SELECT.where(relay_boards.c.name == name)).first()
+    row = conn.execute(_SELECT.where(exactly(relay_boards.c.name, name))).first()
     return None if row is None else RelayBoard(*row)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Select, Update, and_, bindparam, func, insert
 from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.db.packing import Pack, loads_counters, loads_strings
+from mozpool.db.spelling import exactly
 from mozpool.db.tables import device_requests, devices, images, imaging_servers, requests
 
 QUEUED = "finding_device"
@@ -172,7 +173,7 @@ def find(conn: Connection, wanted: Filter, now: datetime, *, after: int = 0, lim
         (devices.c.name, wanted.device),
         (requests.c.environment, wanted.environment),
     )
-    conditions += [column == value for column, value in pairs if value is not None]
+    conditions += [exactly(column, value) for column, value in pairs if value is not None]
     query = _SELECT.where(*conditions).order_by(requests.c.id)
     if limit is not None:
         query = query.limit(limit)

@@ -30,6 +30,7 @@ from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.devices import SHUFFLE_RANGE, Candidate, Device, FreeSearch
 from mozpool.db.engine import Database
 from mozpool.db.requests import Request
+from mozpool.db.spelling import exactly
 from mozpool.db.tables import devices as devices_table
 from mozpool.db.tables import hardware_types
 from mozpool.errors import DatabaseAway
@@ -84,17 +85,17 @@ def conditions(criteria: Criteria, *, hardware: frozenset[int]) -> list[ColumnEl
     """What a device must meet, as SQL. ``hardware``: ids of the types that the image can be put on; empty = unknown."""
     found: list[ColumnElement[bool]] = []
     if criteria.device != ANY:
-        found.append(devices_table.c.name == criteria.device)
+        found.append(exactly(devices_table.c.name, criteria.device))
     if criteria.environment != ANY:
-        same = devices_table.c.environment == criteria.environment
+        same = exactly(devices_table.c.environment, criteria.environment)
         # Rows of 4.2.1 may have none at all.
         found.append(or_(same, devices_table.c.environment.is_(None)) if criteria.environment == "none" else same)
     if criteria.hardware_type is not None or criteria.hardware_model is not None:
         types = select(hardware_types.c.id)
         if criteria.hardware_type is not None:
-            types = types.where(hardware_types.c.type == criteria.hardware_type)
+            types = types.where(exactly(hardware_types.c.type, criteria.hardware_type))
         if criteria.hardware_model is not None:
-            types = types.where(hardware_types.c.model == criteria.hardware_model)
+            types = types.where(exactly(hardware_types.c.model, criteria.hardware_model))
         found.append(devices_table.c.hardware_type_id.in_(types))
     if criteria.device == ANY and hardware:
         fits = devices_table.c.hardware_type_id.in_(sorted(hardware))

@@ -137,6 +137,14 @@ def test_a_name_that_is_taken_is_refused_and_changes_nothing(add: Add, database:
         assert devices.labels_of(conn) == {before.id: {"pool": "b2g"}}
 
 
+def test_a_name_that_differs_in_case_only_is_taken(add: Add, database: Database):
+    assert add("panda-1", *MAC).exit_code == 0
+    done = add("Panda-1", "--mac", "001122334455")
+    assert done.exit_code == 1
+    assert done.output == "Error: device 'Panda-1' can't be added: there is 'panda-1'\n"
+    assert rows(database) == ["panda-1"]
+
+
 WRONG = [
     (("7", *MAC), "NAME: '7' is not 1 to 32 letters, digits,"),
     (("any", *MAC), "NAME: 'any' is not "),

@@ -65,6 +65,58 @@ def test_it_filters_devices(imaging_server: Server) -> None:
         assert imaging_server.get(f"/api/device/list/?{query}").get_json()["devices"] == expected, query
 
 
+def test_names_are_compared_letter_by_letter(imaging_server: Server) -> None:
+    """On every database: MySQL by itself would take no notice of case, accents and spaces at the end."""
+    for name in ("DEVICE1", "device1 ", "d\u00e9vice1"):
+        for answer in (imaging_server.ask(name), imaging_server.get(f"/api/device/{name}/state/")):
+            assert (answer.status_code, answer.get_json()["error"]["field"]) == (404, "device")
+    for image in ("B2G", "b2g "):
+        assert imaging_server.ask(image=image).status_code == 404
+    before = imaging_server.counts()
+    cycle = imaging_server.post("/api/device/device1/power-cycle/", {"pxe_config": "B2G"})
+    assert cycle.status_code == 404
+    assert imaging_server.counts() == before
+    number = imaging_server.made("device1")
+    for query in (
+        "state=READY",
+        "environment=Production",
+        "environment=production%20",
+        "hardware_type=Panda",
+        "hardware_model=es",
+        "image=B2G",
+        "imaging_server=" + OWN.upper(),
+        "label=Pool=b2g",
+        "label=pool=B2G",
+        "label=pool=b2g%20",
+    ):
+        assert imaging_server.get(f"/api/device/list/?{query}").get_json()["devices"] == [], query
+    state = imaging_server.request(number).state
+    for query in (f"state={state.upper()}", "assignee=Me@example.com", "device=DEVICE1", "environment=ANY"):
+        assert imaging_server.get(f"/api/request/list/?{query}").get_json()["requests"] == [], query
+        exact = query.lower()
+        assert len(imaging_server.get(f"/api/request/list/?{exact}").get_json()["requests"]) == 1, exact
+
+
+def test_what_is_wanted_is_compared_letter_by_letter(imaging_server: Server) -> None:
+    for wanted in (
+        {"environment": "Production"},
+        {"hardware_type": "PANDA"},
+        {"hardware_type": "panda", "hardware_model": "es"},
+        {"labels": {"Pool": "b2g"}},
+        {"labels": {"pool": "B2G"}},
+        {"labels": {"pool": "b2g "}},
+    ):
+        made = imaging_server.ask(**wanted, wait=60).get_json()["request"]
+        assert made["assigned_device"] == "", wanted
+        assert "there is no" in made["reason"] or "has no devices" in made["reason"], made["reason"]
+
+
+def test_environments_that_differ_in_case_are_two(imaging_server: Server) -> None:
+    imaging_server.change("device1", environment="Production")
+    assert imaging_server.get("/api/environment/list/").get_json() == {"environments": ["Production", "production"]}
+    assert imaging_server.made(environment="Production") and imaging_server.device("device1").claim_id is not None
+
+
 def test_lists_come_in_parts(imaging_server: Server) -> None:
     first = imaging_server.get("/api/device/list/?limit=2").get_json()
     assert first["devices"] == ["device1", "device2"]
@@ -129,6 +181,9 @@ BAD: list[tuple[dict[str, Any], str | None, int]] = [
     ({"labels": ["a"]}, "labels", 400),
     ({"labels": {"a": 1}}, "labels.a", 400),
     ({"labels": {"a=b": "c"}}, "labels.a=b", 400),
+    ({"labels": {"pool": "a", "Pool": "a"}}, "labels", 400),
+    ({"labels": {"pool": "a", "pool ": "a"}}, "labels", 400),
+    ({"labels": {"pool": "a", "p\u00f6ol": "a"}}, "labels", 400),
     ({"callback_url": "file:///etc/passwd"}, "callback_url", 400),
     *[
         ({"callback_url": url}, "callback_url", 400)

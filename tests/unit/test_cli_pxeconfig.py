@@ -105,6 +105,15 @@ def test_a_config_is_added_assigned_changed_and_deleted(commands: Commands):
     assert commands.rows() == []
 
 
+def test_names_are_taken_letter_by_letter_and_none_differ_in_case_only(commands: Commands):
+    commands.add("b2g-1")
+    refused(commands.add("B2G-1"), 1, "PXE config 'B2G-1' can't be added: there is 'b2g-1'")
+    refused(commands.db("add-image", "B2G"), 1, "image 'B2G' can't be added: there is 'b2g'")
+    refused(commands.pxe("delete", "B2G-1", "--yes"), 2, "NAME: 'B2G-1' is not")
+    refused(commands.pxe("assign", "b2g-1", "--image", "B2G", "--type", "panda"), 2, "--image: 'B2G' is not")
+    assert [row.name for row in commands.rows()] == ["b2g-1"]
+
+
 def test_the_list_says_what_each_is_used_for(lite: Commands):
     lite.add("b2g-1")
     lite.add("spare", GOOD, "--inactive")
