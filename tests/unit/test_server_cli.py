@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,16 @@ from click.testing import CliRunner, Result
 
 from mozpool.cli.server import Syslog, configure_logging, main
 from mozpool.config import SYSTEM_FILE, Server, Settings
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The command changes what this process logs; other tests must not notice."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def run(*arguments: str) -> Result:
@@ -54,14 +65,8 @@ def test_a_backend_that_does_not_exist_stops_the_start(tmp_path: Path, key: str,
 
 
 def test_migrations_are_silent_while_a_server_starts() -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        configure_logging(Settings())
-        assert not logging.getLogger("alembic.runtime.migration").isEnabledFor(logging.INFO)
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    configure_logging(Settings())
+    assert not logging.getLogger("alembic.runtime.migration").isEnabledFor(logging.INFO)
 
 
 def test_a_syslog_that_is_missing_is_told_once_and_anew_when_it_was_there(
@@ -91,13 +96,8 @@ def test_a_syslog_that_is_missing_is_told_once_and_anew_when_it_was_there(
 
 
 def test_what_is_quoted_cannot_pass_for_a_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        configure_logging(Settings())
-        logging.getLogger("mozpool.web").warning("GET %s: no", "/x\n2030-01-01 00:00:00,000 INFO mozpool: all is well")
-    finally:
-        root.handlers[:], root.level = handlers, level
+    configure_logging(Settings())
+    logging.getLogger("mozpool.web").warning("GET %s: no", "/x\n2030-01-01 00:00:00,000 INFO mozpool: all is well")
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith("WARNING mozpool.web: GET /x")
     assert second == "    2030-01-01 00:00:00,000 INFO mozpool: all is well: no"
