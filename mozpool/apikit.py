@@ -35,6 +35,7 @@ from mozpool.db.devices import Device, DeviceKey
 from mozpool.db.engine import Database
 from mozpool.errors import BadInput, NotFound
 from mozpool.logbook import Logbook
+from mozpool.presence import Presence
 
 MAX_BODY = 1024 * 1024
 """Bytes that a call's body may have."""
@@ -63,6 +64,7 @@ class Site:
     database: Database
     clock: Clock
     server_id: int
+    presence: Presence
     long_polls: LongPolls
     device_changed: Callable[[], None]
     """To be called when a device's environment or labels changed: it may fit a waiting request now."""

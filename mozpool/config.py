@@ -328,6 +328,15 @@ class Server:
     listen: str = setting(HOST, "127.0.0.1", "The address to listen on; in production nginx stands in front.")
     port: int = setting(PORT, 8080, "The TCP port to listen on.")
     threads: int = setting(integer(1, 1000), 64, "How many API calls are served at a time.")
+    heartbeat_interval: float = setting(
+        SECONDS, 5.0, "How often this server gives a sign of life in the database, for the other imaging servers."
+    )
+    away_after: float = setting(
+        SECONDS,
+        30.0,
+        "How long another imaging server may give no sign of life before its devices are not handed out any more; at "
+        "least three times heartbeat_interval.",
+    )
     heartbeat_file: Path | None = setting(
         optional(PATH), None, "A file that is touched as long as the drivers make progress, for monitoring."
     )
@@ -680,7 +689,12 @@ class _Reader:
                 self._problem(
                     self.lines.get((section, key)), section, key, "there is no such key" + _did_you_mean(key, known)
                 )
-        return None if self.problems else spec(**values)
+        made = None if self.problems else spec(**values)
+        if isinstance(made, Server) and made.away_after < 3 * made.heartbeat_interval:
+            line = self.lines.get((section, "away_after"), self.lines.get((section, "heartbeat_interval")))
+            what = f"{made.away_after:g} is not at least three times heartbeat_interval, {made.heartbeat_interval:g}"
+            self._problem(line, section, "away_after", what)
+        return made
 
     def _check_commands(self, names: Collection[str]) -> None:
         """Each is NAME and what it does; who can be switched off must be able to be switched on, and vice versa."""

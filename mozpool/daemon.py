@@ -44,6 +44,7 @@ from mozpool.pool.requestmachine import request_machine
 from mozpool.pool.service import MozPool
 from mozpool.pool.store import RequestStore
 from mozpool.precedence import Precedence
+from mozpool.presence import Presence
 from mozpool.statedriver import Driver, Outcome
 from mozpool.statemachine import Tuning
 from mozpool.watchdog import Watchdog, exit_now
@@ -173,7 +174,16 @@ class Daemon:
             speed=speed,
         )
         self.request_effects = Effects(self.requests, RequestOperations(links), self.calls, speed=speed)
-        self.matcher = Matcher(self.requests, self.database, self.rng, self.quick)
+        self.presence = Presence(
+            self.database,
+            self.clock,
+            self.server_id,
+            interval=settings.server.heartbeat_interval,
+            away_after=settings.server.away_after,
+            load=lambda: self.hardware.load,
+        )
+        self.matcher = Matcher(self.requests, self.database, self.rng, self.quick, away=self.presence.away)
+        self.presence.on_change.append(self.matcher.wake)
         self.lifeguard = LifeGuard(self.devices)
         self.mozpool = MozPool(
             self.requests,
@@ -199,6 +209,7 @@ class Daemon:
             bmm=self.bmm,
             lifeguard=self.lifeguard,
             mozpool=self.mozpool,
+            presence=self.presence,
             device_effects=self.device_effects,
             hardware=self.hardware,
             precedence=self.precedence,
@@ -214,6 +225,7 @@ class Daemon:
             heartbeat_file=settings.server.heartbeat_file,
             end_process=end_process,
         )
+        self.metronome = metronome or Metronome(self.clock)
         self.netboot = (
             NetbootService(settings, lambda: boards_of(self.database, self.server_id), self.clock)
             if settings.netboot.run_dnsmasq
@@ -223,7 +235,6 @@ class Daemon:
             settings.registration, devices, self.database, self.logbook, self.clock, self.rng, self.server_id
         )
         self.registration = RegistrationServer(settings.registration, registrar.register, self.clock)
-        self.metronome = metronome or Metronome(self.clock)
         self.rack: Rack | None = None
         self._stopped = threading.Event()
 
@@ -312,6 +323,7 @@ class Daemon:
         self.logbook.start()
         self.timers.start()
         interval = self.settings.pool.scan_interval
+        self.metronome.every(self.settings.server.heartbeat_interval, self.presence.beat, "presence", now=True)
         self.metronome.every(interval, self.scan, "scan")
         self.metronome.every(interval, self.matcher.wake, "match")
         self.metronome.every(UPKEEP_INTERVAL, self.tidy_up, "upkeep", now=True)
@@ -370,6 +382,7 @@ class Daemon:
         self._stopped.set()
         log.info("mozpool on %s stops", self.settings.server.fqdn)
         self.metronome.stop()
+        self.presence.leave()
         self.registration.stop()
         self.watchdog.stop()
         self.timers.stop()

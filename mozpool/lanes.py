@@ -108,6 +108,12 @@ class Lanes:
             else:
                 self._lock.notify()
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many workers there are at most, and how many of them do something now."""
+        with self._lock:
+            return self._workers, len(self._running)
+
     def _work(self) -> None:
         me = self._clock.current_thread()
         while True:

@@ -230,6 +230,19 @@ CREATE INDEX ix_requests_queue ON requests (state, criteria, queue_key, id);
 
 CREATE INDEX ix_requests_state_timeout ON requests (state_timeout);
 
+CREATE TABLE server_presence (
+    imaging_server_id INTEGER UNSIGNED NOT NULL,
+    beat BIGINT NOT NULL COMMENT 'goes up with every sign of life',
+    stopped INTEGER NOT NULL COMMENT 'in good order',
+    version VARCHAR(32) NOT NULL,
+    started DATETIME(6) NOT NULL,
+    seen DATETIME(6) NOT NULL COMMENT 'by its own clock',
+    workers INTEGER NOT NULL,
+    busy INTEGER NOT NULL,
+    CONSTRAINT pk_server_presence PRIMARY KEY (imaging_server_id),
+    CONSTRAINT fk_server_presence_imaging_server_id FOREIGN KEY(imaging_server_id) REFERENCES imaging_servers (id) ON DELETE CASCADE
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
 CREATE TABLE device_labels (
     device_id INTEGER UNSIGNED NOT NULL,
     name VARCHAR(64) NOT NULL,
@@ -254,7 +267,7 @@ CREATE TABLE device_requests (
 
 CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
-INSERT INTO alembic_version (version_num) VALUES ('0002');
+INSERT INTO alembic_version (version_num) VALUES ('0003');
 
 -- The procedures of a MySQL or MariaDB database, of any name. A statement ends with a line that holds only two slashes;
 -- the migrations rely on that, and DELIMITER tells the command-line client. Comments stay outside of the procedures:

@@ -253,7 +253,7 @@ def devices(
         rows.append(
             (
                 device.name,
-                device.state,
+                device.state if device.server_state == "up" else f"{device.state} (server {device.server_state})",
                 device.address,
                 device.image,
                 device.environment,

@@ -85,6 +85,8 @@ class Device:
     labels: Mapping[str, str]
     imaging_server: str
     """The server that owns it."""
+    server_state: str
+    """``up``, or why its server does nothing with it: ``away``, ``stopped``."""
     comments: str | None
     request_id: int | None
     """The request that holds it now, if one does."""
@@ -113,6 +115,7 @@ class Device:
             hardware_model=_text(raw.get("hardware_model")),
             labels={name: str(value) for name, value in _object(raw.get("labels")).items()},
             imaging_server=_text(raw.get("imaging_server")) or "",
+            server_state=_text(raw.get("imaging_server_state")) or "up",
             comments=_text(raw.get("comments")),
             request_id=_number(raw.get("request_id") or holder.get("request_id")),
             assignee=_text(holder.get("assignee")),

@@ -107,6 +107,26 @@ imaging_servers = Table(
     **ENGINE,
 )
 
+server_presence = Table(
+    "server_presence",
+    metadata,
+    Column(
+        "imaging_server_id",
+        Id,
+        ForeignKey("imaging_servers.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("beat", BigInteger, nullable=False, comment="goes up with every sign of life"),
+    Column("stopped", Integer, nullable=False, comment="in good order"),
+    Column("version", String(32), nullable=False),
+    Column("started", UTCDateTime, nullable=False),
+    Column("seen", UTCDateTime, nullable=False, comment="by its own clock"),
+    Column("workers", Integer, nullable=False),
+    Column("busy", Integer, nullable=False),
+    **ENGINE,
+)
+
 pxe_configs = Table(
     "pxe_configs",
     metadata,

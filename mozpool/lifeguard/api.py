@@ -14,10 +14,10 @@ from apiflask import APIBlueprint
 from flask import Response, current_app
 
 from mozpool import apikit
-from mozpool.apikit import Empty, Input, answer, endpoint, site
+from mozpool.apikit import Empty, Input, Site, answer, endpoint, site
 from mozpool.bmm.service import BMM
 from mozpool.clock import Clock
-from mozpool.db import devices, images, logs, requests
+from mozpool.db import devices, images, logs, requests, servers
 from mozpool.db.devices import Device
 from mozpool.db.tables import device_logs
 from mozpool.errors import BadInput, Conflict, MozpoolError, NotFound, Unprocessable
@@ -206,6 +206,7 @@ def device_details(name: str) -> Response:
             "pxe_config": row.pxe_config,
             "last_pxe_config": row.last_pxe_config,
             "imaging_server": row.imaging_server,
+            "imaging_server_state": site().presence.state_of(row.imaging_server_id),
             "url": f"http://{row.imaging_server}/api/device/{row.name}/",
             "hardware_type": row.hardware_type,
             "hardware_model": row.hardware_model,
@@ -243,6 +244,35 @@ def _waits_for(row: Device) -> str | None:
     effects = lifeguard().driver.effects
     held = effects.held() if effects is not None else {}
     return next((lane for lane, waiting in held.items() if row.id in waiting), None)
+
+
+# --- Imaging servers ---
+
+
+@endpoint(blueprint, "/server/list/", answers=schemas.ServerList)
+def server_list() -> Response:
+    """List of the imaging servers of the pool, and which of them are there, as far as this one knows."""
+    here = site()
+    with here.database.read() as conn:
+        found = servers.find(conn)
+    return answer({"servers": [_server(server, here) for server in found]})
+
+
+def _server(server: servers.Server, here: Site) -> dict[str, Any]:
+    said = server.presence
+    up = said is not None and here.presence.state_of(server.id) == "up"
+    return {
+        "fqdn": server.fqdn,
+        "state": here.presence.state_of(server.id) if said is not None else "never started",
+        "version": said.version if said is not None else None,
+        "started": apikit.time_text(said.started) if said is not None else None,
+        "uptime": max(0, round((said.seen - said.started).total_seconds())) if said is not None and up else None,
+        "last_heartbeat": apikit.time_text(said.seen) if said is not None else None,
+        "devices": server.devices,
+        "open_requests": server.open_requests,
+        "workers": said.workers if said is not None else None,
+        "busy": said.busy if said is not None and up else None,
+    }
 
 
 # --- What holders and operators may do ---

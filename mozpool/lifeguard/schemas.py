@@ -128,6 +128,9 @@ class DeviceInfo(BaseModel):
     pxe_config: str | None = Field(description="What every boot uses until it is cleared.")
     last_pxe_config: str | None
     imaging_server: str = Field(description="The server that acts on it.")
+    imaging_server_state: str = Field(
+        description="`up`, `away` or `stopped`: devices of a server that is not up are not handed out."
+    )
     url: str = Field(description="The device on that server.")
     hardware_type: str | None
     hardware_model: str | None
@@ -143,6 +146,29 @@ class DeviceInfo(BaseModel):
         description="What its current operation waits for because it has failed, such as `relay:HOST:PORT`; "
         "known to the device's own server only."
     )
+
+
+class ServerInfo(BaseModel):
+    """An imaging server."""
+
+    fqdn: str
+    state: str = Field(
+        description="`up`; `away` when it has given no sign of life for some time; `stopped`; `never started`."
+    )
+    version: str | None
+    started: str | None = Field(description="By the server's own clock, as `last_heartbeat`.")
+    uptime: int | None = Field(description="Seconds; null when it is not up.")
+    last_heartbeat: str | None
+    devices: int
+    open_requests: int = Field(description="That were made on it.")
+    workers: int | None = Field(description="How many operations on hardware it can do at a time.")
+    busy: int | None = Field(description="How many it was doing at its last sign of life.")
+
+
+class ServerList(BaseModel):
+    """All imaging servers of the pool, sorted by name."""
+
+    servers: list[ServerInfo]
 
 
 class ExecAnswer(BaseModel):

@@ -17,7 +17,7 @@ import logging
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -125,6 +125,8 @@ class _Plan:
     """By request id."""
     taken: set[int] = field(default_factory=set)
     """Devices that are planned for somebody, now or by an earlier run."""
+    away: frozenset[int] = frozenset()
+    """Imaging servers whose devices are not handed out."""
 
 
 class Matcher:
@@ -134,8 +136,20 @@ class Matcher:
     are made side by side, by the threads that wait for them. Several servers may do all this at once.
     """
 
-    def __init__(self, driver: Driver[Request], database: Database, rng: random.Random, quick: Lanes) -> None:
-        """``driver`` is the driver of requests: a claim is part of a request's transition."""
+    def __init__(
+        self,
+        driver: Driver[Request],
+        database: Database,
+        rng: random.Random,
+        quick: Lanes,
+        *,
+        away: Callable[[], frozenset[int]] = frozenset,
+    ) -> None:
+        """``driver`` is the driver of requests: a claim is part of a request's transition.
+
+        ``away`` tells the ids of the imaging servers whose devices nobody prepares at the moment.
+        """
+        self.away = away
         self._driver = driver
         self._database = database
         self._rng = rng
@@ -144,7 +158,7 @@ class Matcher:
         self._tickets = itertools.count(1)
         self._last_run = 0
         self._pending = threading.Lock()
-        self._searches: dict[tuple[str, frozenset[int], str], FreeSearch] = {}
+        self._searches: dict[tuple[str, frozenset[int], str, frozenset[int]], FreeSearch] = {}
         self._hardware: dict[int, tuple[float, frozenset[int]]] = {}
         # How many calls wait for a request. With a lock of its own: who calls during a run is seen by that run.
         self._calling = threading.Lock()
@@ -249,7 +263,7 @@ class Matcher:
     def _plan(self) -> dict[int, _Claim]:
         """Who is to claim what. Devices and requests whose claims are on their way are left alone."""
         for _ in range(ROUNDS):
-            plan = _Plan(taken=set(self._reserved))
+            plan = _Plan(taken=set(self._reserved), away=self.away())
             with self._database.read() as conn:
                 if all(self._serve(conn, request, plan) for request in self._queue(conn, plan)):
                     self._reserved = plan.taken
@@ -291,8 +305,8 @@ class Matcher:
         wish = (criteria.key, boot_config_hash(request.boot_config))
         found = [candidate for candidate in plan.found.get(wish, ()) if candidate.id not in plan.taken]
         if not found:
-            some = self._candidates(conn, request, criteria, plan.taken)
-            if some and self._somebody_was_before(conn, some, list(plan.unserved.values())):
+            some = self._candidates(conn, request, criteria, plan)
+            if some and self._somebody_was_before(conn, some, plan):
                 return False
             found = plan.found[wish] = some
         if found:
@@ -302,30 +316,36 @@ class Matcher:
             plan.unserved[criteria.key] = criteria
         return True
 
-    def _candidates(self, conn: Connection, request: Request, criteria: Criteria, taken: set[int]) -> list[Candidate]:
+    def _candidates(self, conn: Connection, request: Request, criteria: Criteria, plan: _Plan) -> list[Candidate]:
         """Free devices for a request: first those that hold the wanted image already, then any at random."""
         hardware = self._hardware_for(conn, request.image_id)
         start = self._rng.randrange(SHUFFLE_RANGE)
         # Those that are taken are few, and left out here: a search of their own would be made for each set of them.
+        taken = plan.taken
         limit = CANDIDATES + len(taken)
         found: list[Candidate] = []
         if request.image_can_reuse:
             equal = {"held_image": request.image_id, "held_config": boot_config_hash(request.boot_config)}
-            found = self._search(criteria, hardware, "holding").find(conn, start=start, limit=limit, **equal)
+            found = self._search(criteria, hardware, plan.away, "holding").find(conn, start=start, limit=limit, **equal)
             found = [candidate for candidate in found if candidate.id not in taken]
         if not found:
-            found = self._search(criteria, hardware).find(conn, start=start, limit=limit)
+            found = self._search(criteria, hardware, plan.away).find(conn, start=start, limit=limit)
             found = [candidate for candidate in found if candidate.id not in taken]
         return found[:CANDIDATES]
 
-    def _search(self, criteria: Criteria, hardware: frozenset[int], kind: str = "any") -> FreeSearch:
+    def _search(
+        self, criteria: Criteria, hardware: frozenset[int], away: frozenset[int], kind: str = "any"
+    ) -> FreeSearch:
         """The search for devices that meet criteria, of one of the kinds of _ALSO."""
-        key = (criteria.key, hardware, kind)
+        key = (criteria.key, hardware, kind, away)
         found = self._searches.get(key)
         if found is None:
             if len(self._searches) >= SEARCHES:
                 self._searches.clear()
-            found = self._searches[key] = FreeSearch([*conditions(criteria, hardware=hardware), *_ALSO[kind]])
+            wanted = [*conditions(criteria, hardware=hardware), *_ALSO[kind]]
+            if away:
+                wanted.append(devices_table.c.imaging_server_id.not_in(sorted(away)))
+            found = self._searches[key] = FreeSearch(wanted)
         return found
 
     def _hardware_for(self, conn: Connection, image_id: int | None) -> frozenset[int]:
@@ -338,13 +358,13 @@ class Matcher:
             known = self._hardware[image_id] = (now, images.hardware_for(conn, image_id))
         return known[1]
 
-    def _somebody_was_before(self, conn: Connection, found: list[Candidate], unserved: list[Criteria]) -> bool:
+    def _somebody_was_before(self, conn: Connection, found: list[Candidate], plan: _Plan) -> bool:
         """Whether a candidate also fits a request that was before this one and found nothing: it just came free."""
         ids = [candidate.id for candidate in found]
-        for criteria in unserved:
+        for criteria in plan.unserved.values():
             # As _candidates has it, or the two would disagree in every round.
             hardware = self._hardware_for(conn, criteria.image_id)
-            if self._search(criteria, hardware, "among").find(conn, start=0, limit=1, these=ids):
+            if self._search(criteria, hardware, plan.away, "among").find(conn, start=0, limit=1, these=ids):
                 return True
         return False
 
@@ -365,20 +385,28 @@ SHOWN = 3
 """How many holders a reason names."""
 
 
-def explain(conn: Connection, request: Request) -> Waiting:
-    """Tell why a request in the queue has no device yet."""
+def explain(conn: Connection, request: Request, away: frozenset[int] = frozenset()) -> Waiting:
+    """Tell why a request in the queue has no device yet; ``away`` are ids of imaging servers that are away."""
     criteria = Criteria.of(request)
     place = requests.place_in_queue(conn, request)
     hardware = images.hardware_for(conn, request.image_id) if request.image_id is not None else frozenset()
     matching = devices.matching(conn, conditions(criteria, hardware=hardware))
-    return Waiting(_reason(conn, criteria, matching), place)
+    return Waiting(_reason(conn, criteria, matching, away), place)
 
 
-BUSY, FAILED, OUT, FREE = CONDITIONS = ("being prepared or tested", "failed", "out of service", "just become free")
+BUSY, FAILED, OUT, AWAY, FREE = CONDITIONS = (
+    "being prepared or tested",
+    "failed",
+    "out of service",
+    "on an imaging server that is away",
+    "just become free",
+)
 """What may be said of devices that nobody has, in the order in which it is said."""
 
 
-def _condition(device: Device) -> str:
+def _condition(device: Device, away: frozenset[int]) -> str:
+    if device.imaging_server_id in away:
+        return AWAY
     if device.state == "ready":
         return FREE
     if device.state.startswith("failed_"):
@@ -386,17 +414,19 @@ def _condition(device: Device) -> str:
     return OUT if device.state in ("locked_out", "troubleshooting", "maintenance_mode") else BUSY
 
 
-def _reason_of_one(conn: Connection, device: Device) -> str:
+def _reason_of_one(conn: Connection, device: Device, away: frozenset[int]) -> str:
     """Why a device that was asked for by its name can't be had."""
     if device.claim_id is not None:
         for _, assignee, expires in requests.holders(conn, [device.id]):
             return f"{device.name} is taken by {assignee} until {expires:%Y-%m-%d %H:%M:%S}"
         return f"{device.name} is taken"
-    condition = _condition(device)
+    condition = _condition(device, away)
+    if condition == AWAY:
+        return f"{device.name} is on imaging server {device.imaging_server}, which is away"
     return f"{device.name} {'has' if condition in (FAILED, FREE) else 'is'} {condition}"
 
 
-def _reason(conn: Connection, criteria: Criteria, matching: list[Device]) -> str:
+def _reason(conn: Connection, criteria: Criteria, matching: list[Device], away: frozenset[int]) -> str:
     if not matching:
         if criteria.environment != ANY and criteria.environment not in devices.environments(conn):
             return f"environment {criteria.environment} has no devices"
@@ -405,11 +435,11 @@ def _reason(conn: Connection, criteria: Criteria, matching: list[Device]) -> str
             return f"there is no {wanted} that the image can be put on"
         return f"there is no {wanted}"
     if criteria.device != ANY:
-        return _reason_of_one(conn, matching[0])
+        return _reason_of_one(conn, matching[0], away)
     total = len(matching)
     taken = [device for device in matching if device.claim_id is not None]
     rest = [device for device in matching if device.claim_id is None]
-    counts = Counter(_condition(device) for device in rest)
+    counts = Counter(_condition(device, away) for device in rest)
     if counts[FREE] == total:
         return "a matching device has just become free"
     parts = []

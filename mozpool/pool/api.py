@@ -120,6 +120,7 @@ def device_item(row: Device, labels: Mapping[str, str]) -> dict[str, Any]:
         "inventory_id": row.inventory_id,
         "mac_address": row.mac_address,
         "imaging_server": row.imaging_server,
+        "imaging_server_state": site().presence.state_of(row.imaging_server_id),
         "relay_info": row.relay_info,
         "state": row.state,
         "device_status": row.state,

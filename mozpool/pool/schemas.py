@@ -206,6 +206,9 @@ class DeviceListItem(BaseModel):
     inventory_id: int
     mac_address: str
     imaging_server: str
+    imaging_server_state: str = Field(
+        description="`up`; devices of a server that is `away` or `stopped` are not handed out."
+    )
     relay_info: str | None
     state: str
     device_status: str = Field(description="The state.")

@@ -150,7 +150,7 @@ class MozPool:
         if request.state == requests.QUEUED:
             if request.wait == 0 or self._waits_in_vain(request):
                 with self._database.read() as conn:
-                    reason = explain(conn, request).reason
+                    reason = explain(conn, request, self.matcher.away()).reason
                 self.driver.handle(request_id, "do_not_wait", {"reason": reason})
                 return self.get(request_id)
             assert request.state_timeout is not None
@@ -279,7 +279,7 @@ class MozPool:
         if request.state != requests.QUEUED:
             return None
         with self._database.read() as conn:
-            return explain(conn, request)
+            return explain(conn, request, self.matcher.away())
 
     def reasons(self, rows: Iterable[Request]) -> dict[int, str]:
         """Id → why it waits, for those of ``rows`` that do; equal requests share one look at the devices."""
@@ -291,7 +291,7 @@ class MozPool:
         with self._database.read() as conn:
             for row in waiting:
                 if row.criteria not in by_criteria:
-                    by_criteria[row.criteria] = explain(conn, row).reason
+                    by_criteria[row.criteria] = explain(conn, row, self.matcher.away()).reason
                 found[row.id] = by_criteria[row.criteria]
         return found
 

@@ -53,6 +53,9 @@ LOOK_EVERY = 5.0
 QUIET = 3 * 3600.0
 """Seconds within which everything must have come to rest once nothing goes wrong any more."""
 
+HEARTBEAT = 20.0
+"""Seconds between two signs of life of a server: seldom ones cost less time, and nothing else depends on them."""
+
 HEALING = 300.0
 """Seconds after a server's start or a clock's jump within which nobody is expected to be quick."""
 
@@ -235,7 +238,7 @@ class World:
     def _server(self, name: str, url: str) -> Server:
         settings = Settings(
             database=DatabaseSettings(engine=url),
-            server=ServerSettings(fqdn=name, ipaddress=name),
+            server=ServerSettings(fqdn=name, ipaddress=name, heartbeat_interval=HEARTBEAT, away_after=3 * HEARTBEAT),
             bmm=BMM(power="simulated", boot="simulated", probe="simulated", agent="simulated"),
             pool=Pool(scan_interval=self.scenario.scan_interval),
             timeouts=dict(self.scenario.timeouts),

@@ -38,6 +38,7 @@ def create_app(services: Services) -> APIFlask:
         database=services.database,
         clock=services.clock,
         server_id=services.server_id,
+        presence=services.presence,
         long_polls=LongPolls(max(1, settings.server.threads // 2), services.precedence.step_aside),
         device_changed=services.mozpool.matcher.wake,
     )

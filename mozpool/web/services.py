@@ -18,6 +18,7 @@ from mozpool.lifeguard.service import LifeGuard
 from mozpool.logbook import Logbook
 from mozpool.pool.service import MozPool
 from mozpool.precedence import Precedence
+from mozpool.presence import Presence
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Services:
     bmm: BMM
     lifeguard: LifeGuard
     mozpool: MozPool
+    presence: Presence
     device_effects: Effects[Device]
     hardware: Lanes
     """Workers for operations on hardware that a call does not wait for."""

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from mozpool import __version__
 from mozpool.apikit import Site, answer, site
 from mozpool.bmm.api import hardware
-from mozpool.db import devices, relay_boards, requests
+from mozpool.db import devices, relay_boards, requests, servers
 from mozpool.lifeguard.devicemachine import CATEGORIES, category
 from mozpool.pool.api import mozpool
 from mozpool.web.apidocs import sections
@@ -45,6 +45,7 @@ class DeviceRow:
 
     name: str
     state: str
+    server_state: str
     category: str
     image: str | None
     environment: str
@@ -76,6 +77,8 @@ class Overview:
     requests: list[RequestRow]
     counts: dict[str, int]
     failed_switches: list[str]
+    away: list[str]
+    """Imaging servers that are away."""
 
 
 class Overviews:
@@ -104,12 +107,21 @@ class Overviews:
             holders = {found[0]: found[1:] for found in requests.holders(conn, taken)} if taken else {}
             waiting = requests.find(conn, requests.Filter(), now)
             failed = [board.name for board in relay_boards.find(conn) if board.state == "failed"]
+            # One that owns nothing is nobody's loss: it may be long gone.
+            owners = [server for server in servers.find(conn) if server.devices]
+            away = [server.fqdn for server in owners if self._site.presence.state_of(server.id) != "up"]
         reasons = mozpool().reasons(waiting[:MOST_ROWS])
         shown = []
+        here = self._site.presence
         for row in rows:
             holder, until = holders.get(row.id, (None, None))
             kind = category(row.state, row.claim_id is not None)
-            shown.append(DeviceRow(row.name, row.state, kind, row.image, row.environment, holder, until, row.comments))
+            server_state = here.state_of(row.imaging_server_id)
+            shown.append(
+                DeviceRow(
+                    row.name, row.state, server_state, kind, row.image, row.environment, holder, until, row.comments
+                )
+            )
         asked = [
             RequestRow(
                 id=row.id,
@@ -124,7 +136,7 @@ class Overviews:
             for row in waiting
         ]
         counts = Counter(row.category for row in shown)
-        return Overview(now, shown, asked, {name: counts[name] for name in CATEGORIES}, failed)
+        return Overview(now, shown, asked, {name: counts[name] for name in CATEGORIES}, failed, away)
 
 
 def _overview() -> dict[str, Any]:
@@ -143,6 +155,7 @@ def _overview() -> dict[str, Any]:
         "requests": overview.requests[:MOST_ROWS],
         "more_requests": max(0, len(overview.requests) - MOST_ROWS),
         "failed_switches": overview.failed_switches,
+        "away": overview.away,
         "server": site().settings.server.fqdn,
         "version": __version__,
     }
@@ -185,6 +198,33 @@ def relays() -> Response:
 def relays_part() -> Response:
     """What changes of it; 304 when nothing did."""
     return _unless_known(render_template("relays_part.html", **_relays()))
+
+
+# --- Imaging servers ---
+
+
+def _servers() -> dict[str, Any]:
+    """What the templates of the imaging servers are given."""
+    here = site()
+    with here.database.read() as conn:
+        found = servers.find(conn)
+    return {
+        "servers": [(server, here.presence.state_of(server.id)) for server in found],
+        "server": here.settings.server.fqdn,
+        "version": __version__,
+    }
+
+
+@blueprint.get("/servers")
+def server_page() -> Response:
+    """The page."""
+    return make_response(render_template("servers.html", **_servers()))
+
+
+@blueprint.get("/ui/servers/")
+def server_part() -> Response:
+    """What changes of it; 304 when nothing did."""
+    return _unless_known(render_template("servers_part.html", **_servers()))
 
 
 def _unless_known(text: str) -> Response:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -58,6 +60,14 @@ def test_a_power_switch_that_failed_is_named_and_tried_again_by_a_button(page: P
     expect(page.locator(".notice:visible")).to_have_count(0)
 
 
+def test_servers_are_shown_with_their_last_sign_of_life(page: Page, pool: Pool) -> None:
+    page.goto("/")
+    page.get_by_role("link", name="Servers").click()
+    row = page.locator("tr", has_text="(this one)")
+    expect(row.locator(".state")).to_have_text("up")
+    expect(row).to_contain_text(re.compile(r"\d+ of \d+"))
+
+
 def test_the_api_is_described_without_the_internet(page: Page) -> None:
     page.goto("/api/docs")
     expect(page.get_by_role("heading", name="The API")).to_be_visible()
@@ -71,7 +81,7 @@ def test_pages_fit_on_a_telephone(chromium: Browser, pool: Pool) -> None:
     pool.ask()
     context = chromium.new_context(base_url=pool.url, viewport={"width": 360, "height": 700}, color_scheme="dark")
     page = context.new_page()
-    for path in ("/", "/relays", "/api/docs", "/nothing"):
+    for path in ("/", "/relays", "/servers", "/api/docs", "/nothing"):
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
     context.close()

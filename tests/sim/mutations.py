@@ -218,7 +218,7 @@ def others_get_devices_that_fit_badly(patch: pytest.MonkeyPatch) -> None:
     """Candidates are not filtered by what the request asked for."""
     find = Matcher._candidates
 
-    def any_device(self: Matcher, conn: Connection, request: Any, criteria: Any, taken: set[int]) -> list[Candidate]:
-        return find(self, conn, request, replace(criteria, labels={}, environment="any"), taken)
+    def any_device(self: Matcher, conn: Connection, request: Any, criteria: Any, plan: Any) -> list[Candidate]:
+        return find(self, conn, request, replace(criteria, labels={}, environment="any"), plan)
 
     patch.setattr(Matcher, "_candidates", any_device)

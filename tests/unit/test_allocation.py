@@ -23,7 +23,7 @@ from mozpool.db import requests as requests_db
 from mozpool.db.engine import Database
 from mozpool.errors import DatabaseAway
 from mozpool.pool import allocation
-from mozpool.pool.allocation import explain, queue_key
+from mozpool.pool.allocation import _Plan, explain, queue_key
 from mozpool.pool.criteria import Criteria
 from mozpool.statedriver import Outcome
 from tests.conftest import open_database
@@ -980,7 +980,7 @@ def test_the_draw_is_a_matter_of_the_seed(sqlite_pool: Pool):
             row = requests_db.get(conn, request)
             assert row is not None
             matcher = pool.another_matcher(seed)
-            found = matcher._candidates(conn, row, Criteria.of(row), set())
+            found = matcher._candidates(conn, row, Criteria.of(row), _Plan())
         pool.close(request)
         return found[0].id
 

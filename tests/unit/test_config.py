@@ -411,3 +411,13 @@ def test_each_default_is_a_value_that_the_file_could_say():
                 kind = field.metadata["setting"].kind
                 if field.default is not dataclasses.MISSING:
                     assert kind.parse(kind.show(field.default)) == field.default
+
+
+def test_who_is_away_was_silent_for_some_signs_of_life(tmp_path: Path) -> None:
+    file = tmp_path / "config.ini"
+    file.write_text("[server]\nheartbeat_interval = 20\naway_after = 50\n")
+    with pytest.raises(ConfigError, match=r"config.ini:3: \[server\] away_after: 50 is not at least three times .* 20"):
+        load(file)
+    file.write_text("[server]\nheartbeat_interval = 20\n")
+    with pytest.raises(ConfigError, match=r"config.ini:2: \[server\] away_after: 30 is not at least"):
+        load(file)
