@@ -39,6 +39,7 @@ from mozpool.links import Links, Post, http_post
 from mozpool.logbook import Logbook
 from mozpool.metronome import Metronome
 from mozpool.pool.allocation import MATCH_LANE, Matcher
+from mozpool.pool.link import LinkError
 from mozpool.pool.operations import RequestOperations
 from mozpool.pool.requestmachine import request_machine
 from mozpool.pool.service import MozPool
@@ -147,7 +148,7 @@ class Daemon:
         self.calls = Lanes("calls", max(8, settings.lifeguard.workers // 4), self.clock, precedence=self.precedence)
 
         self.bmm = BMM(registry, self.database, self.clock, settings.server.ipaddress, settings.boards_url)
-        links = Links(settings.server.fqdn, self.database, post)
+        self.links = links = Links(settings.server.fqdn, self.database, post)
         common = {
             "clock": self.clock,
             "rng": self.rng,
@@ -257,9 +258,24 @@ class Daemon:
         had_device = getattr(outcome.row, "claim_id", None) is not None
         if decision.writes:
             self._claim_changed(outcome)
+        if decision.event == "device_found" and outcome.row.imaging_server_id != self.server_id:
+            self._tell_owner(outcome.row)
         looks_again = decision.target == "finding_device" and decision.is_change
         if looks_again or (had_device and decision.target not in ("pending", "ready", "contacting_lifeguard")):
             self.matcher.wake()
+
+    def _tell_owner(self, request: Request) -> None:
+        """A device was found for another server's request: it need not wait for that server's next scan."""
+        if request.imaging_server_id in self.presence.away():
+            return
+
+        def tell() -> None:
+            try:
+                self.links.claimed(request.imaging_server, request.id)
+            except LinkError as error:
+                log.info("request %d was given a device, which its server will notice by itself: %s", request.id, error)
+
+        self.calls.submit(None, tell, f"telling {request.imaging_server}")
 
     def _claim_changed(self, outcome: Outcome[Request]) -> None:
         """A claim or a release wrote the device's row, too: what is remembered of it goes along."""

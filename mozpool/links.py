@@ -14,6 +14,8 @@ from urllib.parse import quote
 
 import requests as http
 
+from mozpool.bmm import httpio
+from mozpool.clock import Clock, Deadline
 from mozpool.db import requests
 from mozpool.db.engine import Database
 from mozpool.errors import DatabaseAway
@@ -22,7 +24,7 @@ from mozpool.pool.link import LinkError, Reply
 from mozpool.pool.service import MozPool
 
 HTTP_LIMIT = 8.0
-"""Seconds that another imaging server may take to accept a connection, and to answer."""
+"""Seconds that a call to another imaging server may take in all."""
 
 
 Post = Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]]
@@ -30,12 +32,14 @@ Post = Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]]
 
 
 def http_post(server: str, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """POST by HTTP, within HTTP_LIMIT. Raises LinkError."""
-    url = f"http://{server}{path}"
+    """POST by HTTP; the whole call is over within HTTP_LIMIT. Raises LinkError."""
     try:
-        answer = http.post(url, json=dict(body), timeout=HTTP_LIMIT, allow_redirects=False)
+        with httpio.session(Deadline(Clock(), HTTP_LIMIT)) as session:
+            answer = session.post(f"http://{server}{path}", json=dict(body))
         answer.raise_for_status()
         said = answer.json()
+    except httpio.CallError as error:
+        raise LinkError(f"imaging server {server} does not answer: {error}") from error
     except (http.RequestException, ValueError) as error:
         raise LinkError(f"imaging server {server} does not answer ({type(error).__name__})") from error
     if answer.status_code != 200 or not isinstance(said, dict):
@@ -82,6 +86,12 @@ class Links:
             self._lifeguard.released(device_id)
             return
         self._post(server, f"/api/device/{quote(device, safe='')}/event/released/", {})
+
+    # pool → pool
+
+    def claimed(self, server: str, request_id: int) -> None:
+        """Tell another imaging server that a request of its own has a device now. Raises LinkError."""
+        self._post(server, f"/api/request/{request_id}/event/claimed/", {})
 
     # lifeguard → pool
 

@@ -44,6 +44,9 @@ OWN_EVENTS = frozenset(
 )
 """Events that carry what only this server's own matching and timers know: from outside they are ignored."""
 
+CLAIMED = "claimed"
+"""What another imaging server says when it has found a device for a request of this one; no event of the machine."""
+
 IDEMPOTENCY_KEY = 128
 """The longest Idempotency-Key."""
 
@@ -455,7 +458,9 @@ def request_event(number: str, event: str) -> Response:
     """Hand an event to a request's state machine; one that its state does not expect is ignored."""
     args = apikit.json_body(apikit.MAX_TEXT)
     request_id = own_request(number)
-    if event not in OWN_EVENTS:
+    if event == CLAIMED:
+        mozpool().claimed(request_id)
+    elif event not in OWN_EVENTS:
         mozpool().event(request_id, event, args)
     return answer({})
 

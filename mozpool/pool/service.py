@@ -347,6 +347,12 @@ class MozPool:
         if not outcome.accepted:
             self._database.run(lambda conn: requests.acknowledge(conn, request_id, self._clock.now()))
 
+    def claimed(self, request_id: int) -> None:
+        """Another server has found a device for a request of this one: go on with it now, not at the next scan."""
+        self.driver.forget(request_id)
+        self.driver.wake(request_id)
+        self.changes.look_again(request_id)
+
     def event(self, request_id: int, event: str, args: Mapping[str, Any] | None = None) -> Outcome[Request]:
         """Hand an event to a request's state machine; one that its state does not expect is ignored and logged.
 
@@ -390,11 +396,13 @@ class Changes:
 
     def saw(self, outcome: Outcome[Request]) -> None:
         """A request changed (an observer of the driver)."""
-        if outcome.row is None or outcome.status != "moved":
-            return
+        if outcome.row is not None and outcome.status == "moved":
+            self.look_again(outcome.row.id)
+
+    def look_again(self, request_id: int) -> None:
+        """A request may have changed."""
         with self._lock:
-            events = self._waiting.get(outcome.row.id, ())
-            for event in events:
+            for event in self._waiting.get(request_id, ()):
                 event.set()
 
     @property

@@ -262,6 +262,9 @@ def answer(daemon: Daemon, path: str, body: Mapping[str, Any]) -> Mapping[str, A
         case ["api", "device", name, "event", event]:
             daemon.lifeguard.event(daemon.lifeguard.device(name).id, event)
             return {}
+        case ["api", "request", number, "event", "claimed"]:
+            daemon.mozpool.claimed(int(number))
+            return {}
         case ["api", "request", number, "event", event]:
             daemon.mozpool.event(int(number), event, body)
             return {}

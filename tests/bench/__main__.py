@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,7 +26,6 @@ import requests
 from sqlalchemy import Connection, insert
 
 from mozpool.clock import Clock
-from mozpool.config import load as load_config
 from mozpool.db import images, schema, tables
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.engine import Database
@@ -34,6 +33,7 @@ from tests.bench import load
 from tests.mariadb import running
 from tests.processes import end
 
+MODES = ("claim", "cycle", "handoff", "across")
 INSTANT = {"power": "instant", "boot": "instant", "probe": "instant", "agent": "instant"}
 PLUGINS = Path(__file__).parent / "plugins"
 
@@ -74,20 +74,26 @@ def fill(conn: Connection, server: str, count: int) -> None:
 
 @contextmanager
 def server(engine: str, devices: int, directory: Path, port: int) -> Iterator[str]:
-    """A daemon in a process of its own over a new pool; gives its URL."""
-    config = directory / "config.ini"
+    """A daemon over a new pool, whose devices are its own; gives its URL."""
+    database = Database(engine, clock=Clock(), rng=random.Random(1))
+    schema.create(database)
+    with database.begin() as conn:
+        fill(conn, f"127.0.0.1:{port}", devices)
+    database.dispose()
+    with daemon(engine, directory, port) as url:
+        yield url
+
+
+@contextmanager
+def daemon(engine: str, directory: Path, port: int) -> Iterator[str]:
+    """A daemon in a process of its own over a pool that is there; gives its URL."""
+    config = directory / f"{port}.ini"
     name = f"127.0.0.1:{port}"
     config.write_text(
         f"[database]\nengine = {engine}\n[server]\nfqdn = {name}\nport = {port}\nlog_level = WARNING\n"
         + os.environ.get("EXTRA", "").replace("|", chr(10))
         + chr(10)
     )
-    settings = load_config(config)
-    database = Database.of(settings.database, clock=Clock())
-    schema.create(database)
-    with database.begin() as conn:
-        fill(conn, settings.server.fqdn, devices)
-    database.dispose()
     path = os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "MOZPOOL_CONFIG": str(config), "PYTHONPATH": path}
     process = subprocess.Popen([sys.executable, "-m", "mozpool.cli.server"], env=environment)
@@ -117,9 +123,7 @@ def numbers(_context: click.Context, _parameter: click.Parameter, value: str) ->
 @click.command(help=__doc__)
 @click.option("--devices", default="10,100,1000", callback=numbers, help="Sizes of the pool.")
 @click.option("--clients", default="1,8,32", callback=numbers, help="Numbers of clients at a time.")
-@click.option(
-    "--mode", "modes", multiple=True, type=click.Choice(["claim", "cycle", "handoff"]), help="What to measure."
-)
+@click.option("--mode", "modes", multiple=True, type=click.Choice(MODES), help="What to measure.")
 @click.option("--seconds", default=8.0, help="Length of a run.")
 @click.option("--runs", default=3, help="How often each case is run.")
 @click.option("--port", default=18082, help="Where the server under test listens.")
@@ -128,22 +132,26 @@ def main(devices: list[int], clients: list[int], modes: tuple[str, ...], seconds
     doubles = errors = 0
     with running(durable=True) as mariadb, tempfile.TemporaryDirectory() as temporary:
         serial = itertools.count()
-        for mode in modes or ("claim", "cycle", "handoff"):
+        for mode in modes or MODES:
             click.echo(
                 f"\n{mode} (MariaDB, flush at each commit; median of {runs} runs of {seconds:g} s, and their range)\n"
             )
             click.echo("| devices | clients | per second | p50 ms | p99 ms |\n|---|---|---|---|---|")
-            for size, number in itertools.product(devices, clients if mode != "handoff" else [1]):
+            for size, number in itertools.product(devices, clients if mode in ("claim", "cycle") else [1]):
                 name = f"bench{next(serial)}"
                 mariadb.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
                 directory = Path(temporary, name)
                 directory.mkdir()
                 measured = "claim and return" if mode == "claim" else mode
                 results = []
-                with server(mariadb.url(name), size, directory, port) as url:
+                engine = mariadb.url(name)
+                with ExitStack() as stack:
+                    url = stack.enter_context(server(engine, size, directory, port))
+                    # Two daemons share the processors: only where both are needed.
+                    other = stack.enter_context(daemon(engine, directory, port + 1)) if mode == "across" else ""
                     load.run(url, "cycle", 1, 0.5)  # caches and connections are warm
                     for _ in range(runs):
-                        results.append(load.run(url, mode, number, seconds))
+                        results.append(load.run(url, mode, number, seconds, other))
                 mariadb.execute(f"DROP DATABASE {name}")
                 latency = "claim" if mode == "claim" else mode
                 columns = [

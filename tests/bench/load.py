@@ -130,14 +130,41 @@ class Load:
         for request_id in [waiter, *held]:
             await self.give_back(request_id)
 
+    async def across(self, other: Load, rounds: int) -> None:
+        """As ``handoff``, but the waiter asked another server than the one on which the device is returned."""
+        held = []
+        while (request := await self.request())["assigned_device"]:
+            held.append(request["id"])
+        await self.give_back(request["id"])
+        for request_id in held:
+            await self.until_ready(request_id)
+        for _ in range(rounds):
+            waiter = (await other.request())["id"]
+            poll = asyncio.create_task(other.call("GET", f"/api/request/{waiter}/status/?wait=30&state=finding_device"))
+            await asyncio.sleep(0.05)
+            begun = time.perf_counter()
+            await self.give_back(held.pop(0))
+            _, answer = await poll
+            if not answer or not answer["assigned_device"]:
+                self.result.errors += 1
+            self.result.add("across", (time.perf_counter() - begun) * 1000)
+            await other.until_ready(waiter)
+            await other.give_back(waiter)
+            held.append((await self.request())["id"])
+            await self.until_ready(held[-1])
+        for request_id in held:
+            await self.give_back(request_id)
 
-async def _run(url: str, mode: str, clients: int, seconds: float) -> Result:
+
+async def _run(url: str, mode: str, clients: int, seconds: float, other: str) -> Result:
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         load = Load(url, session)
         begun = time.perf_counter()
         if mode == "handoff":
             await load.handoff(max(5, int(seconds * 4)))
+        elif mode == "across":
+            await load.across(Load(other, session), max(5, int(seconds * 4)))
         else:
             client = load.claim_client if mode == "claim" else load.cycle_client
             await asyncio.gather(*(client(begun + seconds) for _ in range(clients)))
@@ -145,9 +172,9 @@ async def _run(url: str, mode: str, clients: int, seconds: float) -> Result:
         return load.result
 
 
-def run(url: str, mode: str, clients: int, seconds: float) -> Result:
-    """Put a load on a server: ``claim``, ``cycle`` or ``handoff``."""
-    return asyncio.run(_run(url, mode, clients, seconds))
+def run(url: str, mode: str, clients: int, seconds: float, other: str = "") -> Result:
+    """Put a load on a server: ``claim``, ``cycle``, ``handoff`` or, with an ``other`` server, ``across``."""
+    return asyncio.run(_run(url, mode, clients, seconds, other))
 
 
 def spread(values: list[float]) -> str:

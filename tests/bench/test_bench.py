@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import load
-from tests.bench.__main__ import server
+from tests.bench.__main__ import MODES, daemon, server
 from tests.integration.mozpool_site import free_ports
 from tests.mariadb import MariaDB
 
@@ -22,9 +22,11 @@ def test_each_mode_of_the_benchmark_runs_without_an_error_or_a_doubly_held_devic
 ) -> None:
     mariadb.execute("CREATE DATABASE bench CHARACTER SET utf8mb4")
     try:
-        with server(mariadb.url("bench"), 10, tmp_path, free_ports(1)) as url:
-            for mode, measured in (("claim", "claim and return"), ("cycle", "cycle"), ("handoff", "handoff")):
-                result = load.run(url, mode, 4, 2.0)
+        engine, port = mariadb.url("bench"), free_ports(2)
+        with server(engine, 10, tmp_path, port) as url, daemon(engine, tmp_path, port + 1) as other:
+            for mode in MODES:
+                measured = "claim and return" if mode == "claim" else mode
+                result = load.run(url, mode, 4, 2.0, other)
                 print(f"{mode}: {result.rate(measured):.1f} per second, p50 {result.quantile(measured, 0.5):.1f} ms")
                 assert result.times[measured]
                 assert result.errors == 0

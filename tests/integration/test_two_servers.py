@@ -101,3 +101,16 @@ def test_a_device_of_another_server_is_lent_and_given_back(owner: Site, tmp_path
         assert there.device("device1").request_id is None
         assert eventually(lambda: here.device("device1").state == "ready", 60)
     assert "Traceback" not in log.read_text() + owner.log.read_text()
+
+
+def test_a_device_that_comes_free_is_given_to_who_waits_on_another_server(owner: Site, tmp_path: Path) -> None:
+    with another_server(owner, tmp_path / "other") as (url, log):
+        here, there = Client([url]), Client([owner.url])
+        held = there.request("device1", image="android", duration=600, wait=120)
+        there.wait_ready(held.id, 120)
+        waits = here.request("device1", image="android", duration=600, wait=120)
+        assert waits.state == "finding_device"
+        there.return_request(held.id)
+        assert here.wait_ready(waits.id, 120).assigned_device == "device1"
+        # It was told, and need not have waited for its own next look.
+        assert eventually(lambda: f"POST /api/request/{waits.id}/event/claimed/ 200 " in log.read_text())
