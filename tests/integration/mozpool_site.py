@@ -51,6 +51,12 @@ def free_ports(count: int) -> int:
     raise RuntimeError("no free ports")
 
 
+RELIABLE = "".join(
+    f"fake_{what}_failure = 0\n" for what in ("boot", "download", "extract", "reboot", "ping", "selftest")
+)
+"""For a site's configuration: boards that never fail."""
+
+
 def eventually(what: Callable[[], bool], seconds: float = 20.0) -> bool:
     """Whether something comes true in time."""
     end = time.monotonic() + seconds

@@ -16,14 +16,10 @@ import pytest
 import requests
 
 from mozpool.client import Client
-from tests.integration.mozpool_site import READY_WITHIN, Site, eventually, free_ports
+from tests.integration.mozpool_site import READY_WITHIN, RELIABLE, Site, eventually, free_ports
 from tests.processes import end
 
 pytestmark = pytest.mark.timeout(300)
-
-RELIABLE = "".join(
-    f"fake_{what}_failure = 0\n" for what in ("boot", "download", "extract", "reboot", "ping", "selftest")
-)
 
 
 @contextmanager
