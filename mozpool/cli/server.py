@@ -167,7 +167,11 @@ def _prepare_database(settings: Settings) -> None:
         if database.dialect == "sqlite" and not Path(str(database.url.database)).exists():
             schema.create(database)
         revision = schema.current(database)
-        if revision != schema.head():
+        if revision != schema.head() and schema.serves(revision):
+            log.warning(
+                "%s is of a newer Mozpool (revision %s), beside which this one may run", database.name, revision
+            )
+        elif revision != schema.head():
             found = "has no tables of this version" if revision is None else f"is at revision {revision}"
             raise MozpoolError(
                 f"{database.name} {found}: run `mozpool-db upgrade` (or `mozpool-db create-schema` if it is empty)"

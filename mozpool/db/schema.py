@@ -113,6 +113,18 @@ def head() -> str:
     return str(_scripts().get_current_head())
 
 
+def serves(revision: str | None) -> bool:
+    """Whether this version can work with tables of a revision: today's, or a newer one that says so.
+
+    A revision that only adds what older versions do not miss is named ``NNNN-OLDEST``, after the oldest revision whose
+    servers may run beside it: so servers are upgraded one after the other.
+    """
+    if revision is None or revision == head():
+        return revision is not None
+    known = _known()
+    return revision not in known and revision.partition("-")[2] in known
+
+
 def check(database: Database) -> list[str]:
     """What differs between the database and today's schema, each in words; nothing is well.
 

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 import requests
+from sqlalchemy import text
 
 from mozpool import __version__
+from mozpool.db import schema
+from tests.conftest import open_database
 from tests.integration.mozpool_site import free_ports
 
 pytestmark = pytest.mark.timeout(120)
@@ -47,6 +50,36 @@ def wait_until_it_answers(url: str) -> None:
         except requests.ConnectionError:
             assert time.monotonic() < give_up
             time.sleep(0.05)
+
+
+def stamp(url: str, revision: str) -> None:
+    """Let a database be of another revision."""
+    database = open_database(url)
+    database.run(lambda conn: conn.execute(text("UPDATE alembic_version SET version_num = :it"), {"it": revision}))
+    database.dispose()
+
+
+def test_it_runs_beside_a_newer_version_whose_tables_allow_it(sqlite_url: str, tmp_path: Path) -> None:
+    """Servers are upgraded one after the other: the tables come first."""
+    port = free_ports(1)
+    config = tmp_path / "config.ini"
+    config.write_text(f"[database]\nengine = {sqlite_url}\n[server]\nfqdn = 127.0.0.1:{port}\nport = {port}\n")
+    stamp(sqlite_url, f"9999-{schema.head()}")
+    process = start(config)
+    try:
+        wait_until_it_answers(f"http://127.0.0.1:{port}")
+        process.send_signal(signal.SIGTERM)
+        code, said = ends_with(process)
+        assert code == 0, said
+        assert f"is of a newer Mozpool (revision 9999-{schema.head()}), beside which this one may run" in said
+    finally:
+        process.kill()
+        process.wait()
+    for revision in ("9999", "9999-9998", "9999-"):
+        stamp(sqlite_url, revision)
+        code, said = ends_with(start(config))
+        assert code == 1
+        assert f"is at revision {revision}" in said
 
 
 def test_it_makes_its_sqlite_pool_serves_logs_to_syslog_and_stops_in_good_order(tmp_path: Path) -> None:
