@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 
@@ -25,3 +26,9 @@ def end(process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def default_signals() -> None:
+    """For a child before it starts: what started the tests may ignore signals that it is to be tried with."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.mozpool_site import RELIABLE, Site, eventually
-from tests.processes import free_port
+from tests.processes import default_signals, free_port
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -33,6 +33,7 @@ def smoke(*arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=default_signals,
     )
 
 

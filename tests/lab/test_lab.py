@@ -30,6 +30,7 @@ from mozpool import resources
 from mozpool.client import Request
 from tests.lab.network import may_have_own_network
 from tests.lab.rack import MARKER, Rack
+from tests.processes import default_signals
 
 INSTALL_LIMIT = 900.0
 """Seconds until an installation must be through, also on a machine with too much to do."""
@@ -299,6 +300,7 @@ def test_nothing_is_left_of_scripts_lab(open_directory: Path, signum: signal.Sig
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=default_signals,
     )
     assert process.stdout is not None
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import socket
 import threading
 from collections import deque
@@ -21,12 +20,6 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 ENDED = ("closed", "failed_")
-
-
-def default_signals() -> None:
-    """For a child before it starts: what started the tests may ignore signals that it is to be tried with."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 @dataclass

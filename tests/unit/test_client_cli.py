@@ -25,7 +25,8 @@ from mozpool import __version__, resources
 from mozpool.client import cli, output
 from mozpool.client.child import Child, Signals
 from mozpool.clock import Clock
-from tests.unit.client_support import BREAK, Answer, Call, PoolServer, closed_port, default_signals, error
+from tests.processes import default_signals
+from tests.unit.client_support import BREAK, Answer, Call, PoolServer, closed_port, error
 
 B2G = ("b2g", "--boot-config", "b2gbase=http://x/")
 

@@ -17,7 +17,8 @@ from click.testing import CliRunner
 
 from mozpool import resources
 from mozpool.cli.demo import main
-from tests.unit.client_support import closed_port, default_signals
+from tests.processes import default_signals
+from tests.unit.client_support import closed_port
 
 
 def test_a_port_that_is_taken_is_told():
