@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import click
@@ -61,17 +61,15 @@ class Trial:
             timeout=self.within,
             poll=POLL,
         )
-        with self._step(f"it lends {self.device if self.device != ANY else 'a device'} with {self.image}") as say:
-            lent = hold.__enter__()
-            say(lent.name)
-        try:
+        with ExitStack() as held:
+            with self._step(f"it lends {self.device if self.device != ANY else 'a device'} with {self.image}") as say:
+                lent = held.enter_context(hold)
+                say(lent.name)
             self._look(hold, lent)
             self._renew(hold)
-        except BaseException as error:
-            hold.__exit__(type(error), error, None)
-            raise
-        with self._step("it takes it back") as say:
-            hold.__exit__(None, None, None)
+            with self._step("it takes it back"):
+                held.close()
+        with self._step("it has closed the request") as say:
             state = self.client.get_request(hold.request.id).state
             expect(state == "closed", f"request {hold.request.id} is {state}")
             holder = self.client.device(lent.name).request_id
