@@ -116,19 +116,23 @@ class Load:
             await self.until_ready(request_id)
         waiter = request["id"]
         for _ in range(rounds):
-            poll = asyncio.create_task(self.call("GET", f"/api/request/{waiter}/status/?wait=30&state=finding_device"))
-            await asyncio.sleep(0.05)
-            begun = time.perf_counter()
-            await self.give_back(held.pop(0))
-            _, answer = await poll
-            if not answer or not answer["assigned_device"]:
-                self.result.errors += 1
-            self.result.add("handoff", (time.perf_counter() - begun) * 1000)
-            await self.until_ready(waiter)
+            await self._hand_over("handoff", held.pop(0), self, waiter)
             held.append(waiter)
             waiter = (await self.request())["id"]
         for request_id in [waiter, *held]:
             await self.give_back(request_id)
+
+    async def _hand_over(self, name: str, held: int, other: Load, waiter: int) -> None:
+        """Measure, under ``name``, how soon the waiter has the device that the holder gives back, and is ready."""
+        poll = asyncio.create_task(other.call("GET", f"/api/request/{waiter}/status/?wait=30&state=finding_device"))
+        await asyncio.sleep(0.05)
+        begun = time.perf_counter()
+        await self.give_back(held)
+        _, answer = await poll
+        if not answer or not answer["assigned_device"]:
+            self.result.errors += 1
+        self.result.add(name, (time.perf_counter() - begun) * 1000)
+        await other.until_ready(waiter)
 
     async def across(self, other: Load, rounds: int) -> None:
         """As ``handoff``, but the waiter asked another server than the one on which the device is returned."""
@@ -140,15 +144,7 @@ class Load:
             await self.until_ready(request_id)
         for _ in range(rounds):
             waiter = (await other.request())["id"]
-            poll = asyncio.create_task(other.call("GET", f"/api/request/{waiter}/status/?wait=30&state=finding_device"))
-            await asyncio.sleep(0.05)
-            begun = time.perf_counter()
-            await self.give_back(held.pop(0))
-            _, answer = await poll
-            if not answer or not answer["assigned_device"]:
-                self.result.errors += 1
-            self.result.add("across", (time.perf_counter() - begun) * 1000)
-            await other.until_ready(waiter)
+            await self._hand_over("across", held.pop(0), other, waiter)
             await other.give_back(waiter)
             held.append((await self.request())["id"])
             await self.until_ready(held[-1])
