@@ -66,6 +66,8 @@ class Presence:
         self._others: dict[int, _Seen] = {}
         self._away: dict[int, State] = {}
         self._lock = threading.Lock()
+        self._saying = clock.lock()
+        self._left = False
         self.on_change: list[Callable[[], None]] = []
         """Called when a server has gone or come back."""
 
@@ -99,14 +101,18 @@ class Presence:
 
     def _say(self, *, stopped: bool = False) -> None:
         workers, busy = self._load()
-        if self._beat is None:
-            with self._database.read() as conn:
-                self._beat = servers.last_beat(conn, self._server_id)
-        self._beat += 1
-        said = servers.Presence(
-            self._server_id, self._beat, stopped, __version__, self._started, self._clock.now(), workers, busy
-        )
-        self._database.run(lambda conn: servers.say_here(conn, said))
+        with self._saying:
+            if self._left:
+                return  # a beat that comes late must not call this server back
+            self._left = stopped
+            if self._beat is None:
+                with self._database.read() as conn:
+                    self._beat = servers.last_beat(conn, self._server_id)
+            self._beat += 1
+            said = servers.Presence(
+                self._server_id, self._beat, stopped, __version__, self._started, self._clock.now(), workers, busy
+            )
+            self._database.run(lambda conn: servers.say_here(conn, said))
 
     def _watch(self, found: dict[int, tuple[int, bool]]) -> None:
         now = self._clock.monotonic()

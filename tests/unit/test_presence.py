@@ -142,6 +142,8 @@ def test_who_stops_in_good_order_is_away_at_once_until_it_starts_again(pair: Ser
     pair.two.leave()
     pair.pass_time(5, pair.one)
     assert pair.one.state_of(pair.ids[1]) == "stopped"
+    pair.pass_time(5, pair.two, pair.one)
+    assert pair.one.state_of(pair.ids[1]) == "stopped", "a beat that comes late changes nothing"
     again = pair.start(1)
     again.beat()
     pair.pass_time(5, pair.one)
