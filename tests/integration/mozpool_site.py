@@ -54,7 +54,7 @@ def free_ports(count: int) -> int:
 RELIABLE = "".join(
     f"fake_{what}_failure = 0\n" for what in ("boot", "download", "extract", "reboot", "ping", "selftest")
 )
-"""For a site's configuration: boards that never fail."""
+"""Of ``[testing]``: boards that never fail."""
 
 
 def eventually(what: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -70,7 +70,10 @@ def eventually(what: Callable[[], bool], seconds: float = 20.0) -> bool:
 class Site:
     """Simulated boards in one process, the daemon in another; the daemon may be killed and started again."""
 
-    def __init__(self, directory: Path, database_url: str, *, boards: int, speed: float, seed: int) -> None:
+    def __init__(
+        self, directory: Path, database_url: str, *, boards: int, speed: float, seed: int, reliable: bool = False
+    ) -> None:
+        """``reliable`` boards never fail."""
         self.directory = directory
         self.port = free_ports(boards // 14 + 2)
         self.relay_port = self.port + 1
@@ -89,7 +92,7 @@ tftp_root = {self.tftp}
 [testing]
 speed = {speed:g}
 seed = {seed}
-"""
+{RELIABLE if reliable else ""}"""
         )
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {**os.environ, "MOZPOOL_CONFIG": str(self.config)}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.mozpool_site import RELIABLE, Site, eventually
+from tests.integration.mozpool_site import Site, eventually
 from tests.processes import default_signals, free_port
 
 pytestmark = pytest.mark.timeout(180)
@@ -21,8 +21,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture
 def site(sqlite_url: str, tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path, sqlite_url, boards=2, speed=20.0, seed=3)
-    site.config.write_text(site.config.read_text() + RELIABLE)
+    site = Site(tmp_path, sqlite_url, boards=2, speed=20.0, seed=3, reliable=True)
     with site:
         yield site
 

@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from mozpool.client import Client
-from tests.integration.mozpool_site import READY_WITHIN, RELIABLE, Site, eventually, free_ports
+from tests.integration.mozpool_site import READY_WITHIN, Site, eventually, free_ports
 from tests.processes import end
 
 pytestmark = pytest.mark.timeout(300)
@@ -52,8 +52,7 @@ def another_server(owner: Site, directory: Path) -> Iterator[tuple[str, Path]]:
 @pytest.fixture
 def owner(database_url: str, tmp_path: Path) -> Iterator[Site]:
     """The server that all devices belong to; they never fail."""
-    site = Site(tmp_path, database_url, boards=3, speed=20.0, seed=3)
-    site.config.write_text(site.config.read_text() + RELIABLE)
+    site = Site(tmp_path, database_url, boards=3, speed=20.0, seed=3, reliable=True)
     with site:
         yield site
 
