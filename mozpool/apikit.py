@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import quote
 
@@ -34,14 +34,19 @@ from mozpool.db import devices
 from mozpool.db.devices import Device, DeviceKey
 from mozpool.db.engine import Database
 from mozpool.errors import BadInput, NotFound
+from mozpool.lease import Lease
 from mozpool.logbook import Logbook
 from mozpool.presence import Presence
+from mozpool.seen import LONGEST, Seen
 
 MAX_BODY = 1024 * 1024
 """Bytes that a call's body may have."""
 
 MAX_TEXT = 60_000
 """Bytes of a boot config, or of an event: somewhat less than a TEXT column holds."""
+
+MAX_COLUMN = 65_535
+"""Bytes that a TEXT column holds."""
 
 MAX_LABELS = 16_000
 """Characters of a set of labels as JSON."""
@@ -65,7 +70,10 @@ class Site:
     clock: Clock
     server_id: int
     presence: Presence
+    lease: Lease
     long_polls: LongPolls
+    seen: Seen
+    """Events that came lately."""
     device_changed: Callable[[], None]
     """To be called when a device's environment or labels changed: it may fit a waiting request now."""
 
@@ -118,10 +126,10 @@ class Elsewhere(Exception):
         return f"http://{self.server}{path}" + (f"?{query}" if query else "")
 
 
-def only_here(server_id: int, server: str) -> None:
-    """Raise Elsewhere unless a row of the imaging server with this id and name is to be acted on by this one."""
-    if server_id != site().server_id:
-        raise Elsewhere(server)
+def only_here(owner_id: int, owner: str) -> None:
+    """Raise Elsewhere unless this server acts on a row with this owner (id and fqdn)."""
+    if owner_id != site().server_id:
+        raise Elsewhere(owner)
 
 
 def device(conn: Connection, ref: str) -> Device:
@@ -152,8 +160,9 @@ def read_device(ref: str) -> Device:
 
 def own_device(ref: str) -> Device:
     """The device, which this server may act on. Raises NotFound, Elsewhere."""
+    site().lease.look()
     found = read_device(ref)
-    only_here(found.imaging_server_id, found.imaging_server)
+    only_here(found.owner_id, found.owner)
     return found
 
 
@@ -164,6 +173,16 @@ class Input(BaseModel):
     """Base of all bodies and queries: unknown keys are ignored, and null counts as left out."""
 
     model_config = ConfigDict(extra="ignore", str_max_length=10_000)
+
+
+class EventInput(Input):
+    """What the state machine is given, and an id."""
+
+    event_id: Annotated[str, StringConstraints(min_length=1, max_length=LONGEST)] | None = Field(
+        None,
+        description="Tells this event from all others: one that comes again is answered as the first time, and nothing "
+        "is done again. Imaging servers send it to each other.",
+    )
 
 
 def _no_bool(value: Any) -> Any:
@@ -207,11 +226,24 @@ Labels = Annotated[
 ]
 
 
+MOST_LINES = 100_000
+"""Lines of a log in one answer."""
+
+
 class LogQuery(Input):
     """Which lines of a log are wanted."""
 
-    limit: Annotated[Whole, Field(ge=1, le=100_000)] | None = Field(None, description="The newest so many lines.")
+    limit: Annotated[Whole, Field(ge=1, le=MOST_LINES)] | None = Field(
+        None,
+        description="The newest so many lines; without it 100, or with `timeperiod` as many as an answer may have.",
+    )
     timeperiod: Seconds | None = Field(None, description="Only lines of the last so many seconds.")
+    after: Annotated[Whole, Field(ge=0, le=2**62)] | None = Field(
+        None, description="Only lines with a greater `id`: what has been written since."
+    )
+    before: Annotated[Whole, Field(ge=0, le=2**62)] | None = Field(
+        None, description="Only lines with a smaller `id`: what had been written until then."
+    )
 
 
 class PageQuery(Input):
@@ -223,6 +255,14 @@ class PageQuery(Input):
     cursor: Annotated[Whole, Field(ge=0, le=2**62)] = Field(
         0, description="Where to go on: `next_cursor` of the answer before."
     )
+
+
+def label(text: str) -> tuple[str, str]:
+    """Name and value of a label as queries name one. Raises BadInput."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise BadInput.value("label", text, "NAME=VALUE")
+    return name, value
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -323,6 +363,13 @@ def write_log(logbook: Logbook) -> None:
         logbook.flush()
 
 
+def which_lines(query: LogQuery, now: datetime) -> dict[str, Any]:
+    """What :func:`mozpool.db.logs.latest` is to give: 100 lines, unless the query says how many or of which time."""
+    since = None if query.timeperiod is None else now - timedelta(seconds=query.timeperiod)
+    limit = query.limit or (100 if since is None else MOST_LINES)
+    return {"limit": limit, "since": since, "after": query.after, "before": query.before}
+
+
 def log_lines(lines: Sequence[Any]) -> list[dict[str, Any]]:
     """The lines of a log, oldest first."""
     return [
@@ -382,6 +429,8 @@ class Operation:
     body: type[BaseModel] | None = None
     example: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    media: str | None = None
+    """What it can answer with besides JSON."""
 
 
 View = Callable[..., Response]
@@ -394,7 +443,7 @@ REASONS = {
     409: "It is not in the state that this needs; nothing was changed.",
     413: "The body is too large.",
     422: "Well-formed, but nothing that this pool can do.",
-    502: "The hardware failed.",
+    502: "The hardware failed, or the imaging server does not answer that a page's call was to be forwarded to.",
     503: "The database is away, or too much is going on: the same call may work after `Retry-After` seconds.",
 }
 
@@ -409,16 +458,17 @@ def endpoint(
     body: type[BaseModel] | None = None,
     example: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
+    media: str | None = None,
 ) -> Callable[[View], View]:
     """Serve ``rule`` by the decorated function, whose docstring becomes the documentation.
 
     ``answers`` is the model of what it answers, a description of what is no JSON object, or None for 204. Answers are
-    not checked against it while serving (the tests do that). ``query`` and ``body`` are for the documentation alone:
-    handlers read with :func:`query` and :func:`parse`.
+    not checked against it while serving (the tests do that). ``media`` is another type that it can answer with.
+    ``query`` and ``body`` are for the documentation alone: handlers read with :func:`query` and :func:`parse`.
     """
 
     def decorate(view: View) -> View:
-        codes = {*errors, 403, 503} | (set() if body is None else {413})
+        codes = {*errors, 403, 503} | (set() if body is None else {413}) | ({502} if 302 in errors else set())
         responses: dict[str | int, Any] = {code: {"description": REASONS[code]} for code in sorted(codes)}
         for code, response in responses.items():
             if int(code) >= 400:
@@ -435,7 +485,7 @@ def endpoint(
             summary = (answers.__doc__ or "").split("\n", 1)[0]
             described = blueprint.output(answers, description=summary)(described)
         described = blueprint.doc(responses=responses, tags=[str(blueprint.tag)])(described)
-        setattr(described, OPERATION, Operation(query, body, example, headers or {}))
+        setattr(described, OPERATION, Operation(query, body, example, headers or {}, media))
         blueprint.route(rule, methods=list(methods or ("GET",)))(described)
         return view
 

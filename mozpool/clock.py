@@ -12,10 +12,12 @@ order that it chooses: locks that are held while something else is waited for, c
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -89,8 +91,8 @@ class Clock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment; only differences mean something."""
-        return time.monotonic()
+        """Seconds since some fixed moment; only differences mean something. They go on while the machine sleeps."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def sleep(self, seconds: float) -> None:
         """Do nothing for so many seconds (none when not positive)."""
@@ -182,6 +184,14 @@ class Deadline:
     def expired(self) -> bool:
         """Whether no time is left."""
         return self.clock.monotonic() >= self._end
+
+    def guard(self, connection: socket.socket) -> AbstractContextManager[None]:
+        """What has to watch over a connection that is used until then: nothing."""
+        return nullcontext()
+
+    def leash(self, program: subprocess.Popen[bytes]) -> AbstractContextManager[None]:
+        """What has to watch over a program that runs until then: nothing."""
+        return nullcontext()
 
     def within(self, seconds: float) -> Deadline:
         """A deadline ``seconds`` from now that is never later than this one."""

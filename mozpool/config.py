@@ -33,6 +33,9 @@ from mozpool.errors import MozpoolError
 
 SYSTEM_FILE = Path("/etc/mozpool/config.ini")
 
+MYSQL_PORT = 3306
+"""Where MySQL listens unless the URL names another port."""
+
 T = TypeVar("T")
 
 
@@ -171,25 +174,52 @@ def _ipv4(text: str) -> str:
     return str(IPv4Address(text))
 
 
-def _engine(text: str) -> str:
-    """The SQLAlchemy URL; ``mysql://``, which once meant another driver, means PyMySQL."""
-    text = re.sub(r"^mysql://", "mysql+pymysql://", text)
+def database_urls(text: str) -> tuple[URL, ...]:
+    """One SQLAlchemy URL for each host that ``text`` names: a cluster's nodes stand in one URL, with commas between.
+
+    Elsewhere a comma is a character like others. ``mysql://``, which once meant another driver, and ``mariadb://`` mean
+    PyMySQL. Raises ValueError, which does not show the password.
+    """
+    text = re.sub(r"^(mysql|mariadb)://", "mysql+pymysql://", text)
+    parts = re.fullmatch(r"(?P<before>[\w+]+://(?:[^:/@]*(?::[^@]*)?@)?)(?P<hosts>[^/?@]*)(?P<behind>.*)", text)
+    words = parts["hosts"].split(",") if parts else []
     try:
-        url = make_url(text)
-    except ArgumentError:
-        raise ValueError(text) from None
+        if parts is None or len(words) == 1:
+            return (make_url(text),)
+        urls = tuple(make_url(f"{parts['before']}{word}{parts['behind']}") for word in words)
+    except (ArgumentError, ValueError):
+        raise ValueError("this is no database URL") from None
+    for word, url in zip(words, urls, strict=True):
+        HOST.parse(url.host or "")
+        if ":" in word.rpartition("]")[2]:  # a colon in brackets belongs to an IPv6 address
+            PORT.parse(str(url.port))
+    if len({(url.host, url.port or MYSQL_PORT) for url in urls}) < len(urls):
+        raise ValueError("a host is named twice")
+    if urls[0].drivername != "mysql+pymysql" or {"host", "port", "unix_socket"} & set(urls[0].query):
+        raise ValueError("only MySQL over TCP has several hosts")
+    return urls
+
+
+def _engine(text: str) -> str:
+    """The database's URL, as it is written; ``mysql://`` means PyMySQL."""
+    text = re.sub(r"^mysql://", "mysql+pymysql://", text)
+    url = database_urls(text)[0]
     if url.drivername not in ("mysql+pymysql", "sqlite") or url.database in (None, "", ":memory:"):
         raise ValueError(text)
+    if url.drivername != "sqlite" and re.search("[,/]", url.database or ""):
+        raise ValueError(text)  # a list of hosts in the wrong place
     return text
 
 
-def _syslog(text: str) -> str | tuple[str, int]:
-    if text.startswith("/"):
-        return text
+def _endpoint(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon:
         raise ValueError(text)
-    return HOST.parse(host), PORT.parse(port)
+    return HOST.parse(host.removeprefix("[").removesuffix("]")), PORT.parse(port)
+
+
+def _syslog(text: str) -> str | tuple[str, int]:
+    return text if text.startswith("/") else _endpoint(text)
 
 
 def host_and_port(host: str, port: int) -> str:
@@ -198,7 +228,7 @@ def host_and_port(host: str, port: int) -> str:
 
 
 def _show_syslog(value: str | tuple[str, int]) -> str:
-    return value if isinstance(value, str) else f"{value[0]}:{value[1]}"
+    return value if isinstance(value, str) else host_and_port(*value)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -207,6 +237,29 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(ip_network(word) for word in re.split(r"[\s,]+", text) if word)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, re.split(r"[\s,]+", text)))
+
+
+def words_of(what: str, *known: str) -> Kind[tuple[str, ...]]:
+    """Any of ``known``, each once or not at all; ``what`` they are."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        words = tuple(word.lower() for word in _list(text))
+        if not set(words) <= set(known):
+            raise ValueError(text)
+        return tuple(dict.fromkeys(words))
+
+    return Kind(f"{what}, separated by spaces or commas: {', '.join(known)}", parse, " ".join)
+
+
+def _recipients(text: str) -> tuple[str, ...]:
+    words = _list(text)
+    if words != (ASSIGNEE,) and not all(ADDRESS.fullmatch(word) for word in words):
+        raise ValueError(text)
+    return words
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -243,10 +296,49 @@ URL_HTTP_OR_NOTHING = matching("an http:// or https:// URL, or nothing", r"(http
 INTERFACES = matching("names of network interfaces, separated by spaces", r"([A-Za-z0-9_.:@-]{1,15}( +|$))*")
 PATH: Kind[Path] = Kind("an absolute path", _path)
 PATTERN: Kind[re.Pattern[str]] = Kind("a regular expression", _pattern, lambda value: value.pattern)
-ENGINE: Kind[str | None] = optional(Kind("mysql+pymysql://USER:PASSWORD@HOST/NAME or sqlite:////PATH", _engine))
+ENGINE: Kind[str | None] = optional(
+    Kind(
+        "mysql+pymysql://USER:PASSWORD@HOST/NAME (or HOST1:PORT,HOST2,HOST3, each once) or sqlite:////PATH",
+        _engine,
+    )
+)
 SYSLOG: Kind[str | tuple[str, int]] = Kind("a path such as /dev/log, or HOST:PORT", _syslog, _show_syslog)
+ENDPOINT: Kind[tuple[str, int]] = Kind("HOST:PORT", _endpoint, lambda value: host_and_port(*value))
 BACKEND = matching("the name of a backend", r"[a-z][a-z0-9_-]*")
+GLOBS: Kind[tuple[str, ...]] = Kind(
+    "names, in which * and ? stand for anything, separated by spaces or commas; nothing: all", _list, " ".join
+)
 
+EVENTS = (
+    "device_failed",
+    "relay_board_failed",
+    "server_away",
+    "server_back",
+    "request_ready",
+    "request_expiring",
+    "request_failed",
+)
+"""What somebody may be told of."""
+
+ASSIGNEE = "assignee"
+"""In place of addresses: whoever the request is for, where that is an address."""
+
+ADDRESS = re.compile(
+    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62})){0,8}"
+)
+"""An e-mail address, without anything around it."""
+
+RECIPIENTS: Kind[tuple[str, ...]] = Kind(
+    "e-mail addresses, separated by spaces or commas, or assignee, or nothing", _recipients, " ".join
+)
+EVENT_WORDS = words_of("events", *EVENTS)
+
+
+INVENTORIES = ("mozilla", "netbox", "file", "command")
+"""The kinds of inventories."""
+
+FILES = (".csv", ".yaml", ".yml", ".json")
+"""Ends of the names of files that can be one."""
 
 COMMANDS = ("on", "off", "status", "test")
 """What a program of ``[commands]`` may be for."""
@@ -267,6 +359,15 @@ class Setting:
     secret: bool
 
 
+@dataclass(frozen=True)
+class Named:
+    """Sections of one kind, each of which has a name."""
+
+    word: str
+    """What their headers begin with."""
+    section: type
+
+
 def setting(kind: Kind[T], default: T, doc: str, *, secret: bool = False) -> T:
     """Declare a key. The value of a ``secret`` one shows neither in ``repr()`` nor in messages."""
     return field(default=default, repr=not secret, metadata={"setting": Setting(kind, doc, secret)})
@@ -275,6 +376,11 @@ def setting(kind: Kind[T], default: T, doc: str, *, secret: bool = False) -> T:
 def free_names(kind: Kind[T], doc: str) -> Mapping[str, T]:
     """Declare a section whose keys are free names, each with a value of this kind; none by default."""
     return field(default_factory=lambda: MappingProxyType({}), metadata={"setting": Setting(kind, doc, secret=False)})
+
+
+def named_sections(word: str, section: type[T]) -> Mapping[str, T]:
+    """Declare sections that are called ``[WORD NAME]``, with any names; none by default."""
+    return field(default_factory=lambda: MappingProxyType({}), metadata={"named": Named(word, section)})
 
 
 def default_engine(environ: Mapping[str, str] = os.environ) -> str:
@@ -297,8 +403,10 @@ class Database:
             "setting": Setting(
                 ENGINE,
                 "The database's SQLAlchemy URL. In user name and password, characters such as @ / : % are written as "
-                "%XX (a percent sign as %25). mysql:// means mysql+pymysql://. Nothing: an SQLite file in the user's "
-                "data directory, ~/.local/share/mozpool/mozpool.sqlite.",
+                "%XX (a percent sign as %25). mysql:// means mysql+pymysql://. The nodes of a Galera cluster stand in "
+                "one URL, with commas between and a port where it is not 3306: "
+                "mysql+pymysql://USER:PASSWORD@db1,db2,db3:3307/NAME. The first one that works is used until it fails. "
+                "Nothing: an SQLite file in the user's data directory, ~/.local/share/mozpool/mozpool.sqlite.",
                 secret=True,
             )
         },
@@ -307,9 +415,9 @@ class Database:
         integer(1, 1000),
         20,
         "How many connections for writing are kept open at most, and as many for reading: a MySQL server needs room "
-        "for twice as many from each imaging server (max_connections).",
+        "for twice as many from each imaging server (max_connections), and each node of a cluster for all of them.",
     )
-    connect_timeout: float = setting(SECONDS, 5.0, "How long connecting may take before the database counts as away.")
+    connect_timeout: float = setting(SECONDS, 5.0, "How long connecting to a host may take before it counts as away.")
 
 
 @dataclass(frozen=True)
@@ -337,6 +445,19 @@ class Server:
         "How long another imaging server may give no sign of life before its devices are not handed out any more; at "
         "least three times heartbeat_interval.",
     )
+    group: str | None = setting(
+        optional(matching("a name of at most 64 letters, digits and . _ -", r"[A-Za-z0-9._-]{1,64}")),
+        None,
+        "Imaging servers that name the same group take over from one another: they are in the same network, reach the "
+        "same relay boards and have the same images. Nothing: nobody takes over from this server.",
+    )
+    takeover_after: float = setting(
+        SECONDS,
+        60.0,
+        "How long this server may give no sign of life before others of its group act on its devices and requests. It "
+        "switches and boots nothing itself when it could give none for half of this time. At least away_after, and at "
+        "least six times heartbeat_interval.",
+    )
     heartbeat_file: Path | None = setting(
         optional(PATH), None, "A file that is touched as long as the drivers make progress, for monitoring."
     )
@@ -357,15 +478,66 @@ class Server:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The inventory that devices are read from (mozpool-inventorysync)."""
+    """The inventory that devices are read from, by mozpool-inventorysync or by the daemon itself."""
 
-    url: str = setting(TEXT, "", "The inventory's base URL; nothing when devices are entered by hand.", secret=True)
-    username: str = setting(TEXT, "", "User name for HTTP basic authentication.")
+    source: str = setting(
+        choice(*INVENTORIES),
+        "mozilla",
+        "What kind of inventory it is. mozilla: Mozilla's, over HTTP. netbox: NetBox's REST API. file: a CSV, YAML or "
+        "JSON file. command: a program that prints JSON.",
+    )
+    url: str = setting(
+        TEXT,
+        "",
+        "The base URL of an inventory of kind mozilla or netbox, http:// or https://; nothing when devices are entered "
+        "by hand.",
+        secret=True,
+    )
+    username: str = setting(TEXT, "", "User name for HTTP basic authentication (mozilla).")
     password: str = setting(TEXT, "", "Password of that user, as it is: nothing is quoted or replaced.", secret=True)
-    filter: str = setting(TEXT, "", "The query that picks this pool's hosts, such as hostname__startswith=panda-.")
+    token: str = setting(
+        TEXT, "", "The API token (netbox), of a user who may view devices and interfaces.", secret=True
+    )
+    verify: bool = setting(BOOLEAN, True, "Check the certificate of an https:// inventory.")
+    filter: str = setting(
+        TEXT,
+        "",
+        "The query that picks this pool's hosts: hostname__startswith=panda- (mozilla), or parameters of NetBox's list "
+        "of devices such as tag=mozpool&site=lab.",
+    )
+    path: Path | None = setting(
+        optional(PATH), None, "The file (file); the end of its name tells what it is: .csv, .yaml, .yml or .json."
+    )
+    command: tuple[str, ...] | None = setting(
+        optional(WORDS), None, "The program and its arguments (command). There is no shell."
+    )
+    netbox_prefix: str = setting(
+        matching("letters, digits and _, or nothing", r"[a-z0-9_]{0,30}"),
+        "mozpool_",
+        "What the names of the custom fields begin with that NetBox's devices have for Mozpool: imaging_server, "
+        "relay_info, environment, labels, backends.",
+    )
+    netbox_interface: str = setting(
+        TEXT,
+        "",
+        "The name of the interface that boards boot from in NetBox; nothing: the first one with a MAC address that is "
+        "enabled and not for management only.",
+    )
+    timeout: float = setting(SECONDS, 300.0, "How long reading the inventory may take in all.")
+    sync_interval: float = setting(
+        number("seconds", 0),
+        0.0,
+        "How often the daemon reads the inventory: one server of the pool at a time does. 0: only "
+        "mozpool-inventorysync does, from cron or by hand.",
+    )
     ignore_devices_on_servers_re: re.Pattern[str] | None = setting(
         optional(PATTERN), None, "Devices of imaging servers whose name matches (from its beginning) are left out."
     )
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether there is an inventory at all."""
+        return bool({"file": self.path, "command": self.command}.get(self.source, self.url))
 
 
 @dataclass(frozen=True)
@@ -420,6 +592,9 @@ class BMM:
     boot: str = setting(BACKEND, "pxe", "Backend that says what a device boots.")
     probe: str = setting(BACKEND, "fping", "Backend that tells whether a device is there.")
     agent: str = setting(BACKEND, "sut", "Backend that talks to the program on a device.")
+    source: str | None = setting(
+        optional(IPV4), None, "The address that connections to relay boards come from; nothing: as the system chooses."
+    )
     fping: str = setting(PROGRAM, "fping", "The fping program.")
     pdudaemon: str = setting(
         URL_HTTP, "http://127.0.0.1:16421", "Where pdudaemon listens, for devices whose power is pdudaemon."
@@ -434,7 +609,7 @@ class BMM:
 class Netboot:
     """Network boot by dnsmasq, which mozpool-netboot or the daemon itself writes a configuration for and runs."""
 
-    run_dnsmasq: bool = setting(BOOLEAN, False, "Run dnsmasq inside the daemon.")
+    run_dnsmasq: bool = setting(BOOLEAN, False, "Run dnsmasq inside the daemon; in a [server] group it has to be.")
     dnsmasq: str = setting(PROGRAM, "dnsmasq", "The dnsmasq program.")
     mode: str = setting(
         choice("dhcp", "proxy", "tftp"),
@@ -490,6 +665,86 @@ class Registration:
 
 
 @dataclass(frozen=True)
+class Syslog:
+    """What boards log, taken by the daemon itself: for small set-ups without rsyslog."""
+
+    listen: tuple[str, int] | None = setting(
+        optional(ENDPOINT),
+        None,
+        "Where boards log to, by UDP and TCP: 0.0.0.0:514 is where they look for it; ports below 1024 take a right of "
+        "their own. Nothing: rsyslog does it, or nobody.",
+    )
+    facility: str = setting(
+        choice("user", "daemon", "syslog", *(f"local{number}" for number in range(8))),
+        "local0",
+        "Lines of this facility are taken, others are dropped.",
+    )
+    lines_per_second: float = setting(
+        number("lines a second", 0, above=True),
+        100.0,
+        "What one sender may log on average, and ten seconds' worth of it at once; what is beyond that is dropped.",
+    )
+
+
+@dataclass(frozen=True)
+class Notify:
+    """Who is told what, by webhook or by e-mail: what holds for all of the [notify NAME] sections below."""
+
+    expiry_warning: float = setting(
+        number("seconds", 0, 86400), 300.0, "So long before a request's end request_expiring is told; 0: never."
+    )
+    give_up_after: float = setting(
+        number("days", 0, 30, above=True), 3.0, "For so long it is tried to tell somebody who does not take it."
+    )
+
+
+@dataclass(frozen=True)
+class NotifyTarget:
+    """Somebody who is told, under any NAME: by webhook or by email. All servers of the pool have the same ones."""
+
+    events: tuple[str, ...] = setting(EVENT_WORDS, (), "What it is told.")
+    webhook: str = setting(
+        URL_HTTP_OR_NOTHING, "", "Where each event is sent to, as a POST of a JSON object.", secret=True
+    )
+    secret: str = setting(
+        TEXT, "", "What a webhook's calls are signed with: any text that its receiver knows, too.", secret=True
+    )
+    email: tuple[str, ...] = setting(
+        RECIPIENTS, (), "Who gets mail, through the server of [email]; assignee: who the request is for."
+    )
+    environments: tuple[str, ...] = setting(GLOBS, (), "Only what concerns devices or requests in these environments.")
+    devices: tuple[str, ...] = setting(
+        GLOBS, (), "Only what concerns these devices, or requests that have or want them."
+    )
+    hardware_types: tuple[str, ...] = setting(GLOBS, (), "Only what concerns hardware of these types.")
+    servers: tuple[str, ...] = setting(
+        GLOBS, (), "Only what concerns these imaging servers, or is theirs to look after."
+    )
+    assignees: tuple[str, ...] = setting(GLOBS, (), "Only requests that are for these.")
+
+
+@dataclass(frozen=True)
+class Email:
+    """The mail server that [notify NAME] sections with email use."""
+
+    host: str | None = setting(optional(HOST), None, "Its name; nothing: no mail is sent.")
+    port: int = setting(PORT, 25, "Its TCP port: often 587 for starttls and 465 for tls.")
+    tls: str = setting(
+        choice("none", "starttls", "tls"), "none", "Whether the connection becomes (starttls) or is (tls) encrypted."
+    )
+    ca_file: Path | None = setting(
+        optional(PATH), None, "Who vouches for its certificate, as a file in PEM form; nothing: whom the system trusts."
+    )
+    username: str = setting(TEXT, "", "Who to log in as; nothing: without a login.")
+    password: str = setting(TEXT, "", "Password of that user.", secret=True)
+    sender: str = setting(
+        matching("an e-mail address", ADDRESS.pattern), "mozpool@localhost", "The address that mails come from."
+    )
+    timeout: float = setting(SECONDS, 30.0, "How long sending a mail may take in all.")
+    delay: float = setting(number("seconds", 0, 3600), 10.0, "What happens within so many seconds is told in one mail.")
+
+
+@dataclass(frozen=True)
 class Testing:
     """Simulated hardware, for trying Mozpool out and for its tests. The probabilities are those of real boards."""
 
@@ -527,6 +782,10 @@ class Settings:
     )
     netboot: Netboot = field(default_factory=Netboot)
     registration: Registration = field(default_factory=Registration)
+    syslog: Syslog = field(default_factory=Syslog)
+    notify: Notify = field(default_factory=Notify)
+    targets: Mapping[str, NotifyTarget] = named_sections("notify", NotifyTarget)
+    email: Email = field(default_factory=Email)
     timeouts: Mapping[str, float] = free_names(
         SECONDS, "Time limits of states, in seconds, where the built-in ones do not fit: b2g_downloading = 240."
     )
@@ -556,6 +815,21 @@ def _sections() -> dict[str, type | Setting]:
 
 
 SECTIONS: Mapping[str, type | Setting] = MappingProxyType(_sections())
+
+NAMED: Mapping[str, tuple[str, Named]] = MappingProxyType(
+    {f.metadata["named"].word: (f.name, f.metadata["named"]) for f in fields(Settings) if "named" in f.metadata}
+)
+"""The first word of sections that have names → the field of :class:`Settings`, and what they are like."""
+
+NAME_OF_SECTION = re.compile(r"[a-z0-9._-]{1,64}")
+
+
+def spec_of(section: str) -> type | Setting | None:
+    """What a section of this name has, as in :data:`SECTIONS`; None when there can't be any."""
+    word, _, name = section.partition(" ")
+    if word in NAMED and NAME_OF_SECTION.fullmatch(name):
+        return NAMED[word][1].section
+    return SECTIONS.get(section)
 
 
 def keys(section: type) -> dict[str, Setting]:
@@ -635,10 +909,18 @@ class _Reader:
     def read(self) -> Settings:
         text = self._text()
         parser = self._parse(text)
-        values = {name: self._section(name, dict(parser[name])) for name in parser.sections() if name in SECTIONS}
+        values = {name: self._section(name, dict(parser[name])) for name in parser.sections() if spec_of(name)}
+        for word, (field_name, _) in NAMED.items():
+            named = {name.partition(" ")[2]: value for name, value in values.items() if name.startswith(f"{word} ")}
+            values = {name: value for name, value in values.items() if not name.startswith(f"{word} ")}
+            values[field_name] = MappingProxyType(named)
         if self.problems:
             raise ConfigError(self.problems)
-        return Settings(source=self.file, lines=MappingProxyType(self.lines), **values)
+        settings = Settings(source=self.file, lines=MappingProxyType(self.lines), **values)
+        self._check_targets(settings)
+        if self.problems:
+            raise ConfigError(self.problems)
+        return settings
 
     def _text(self) -> str:
         try:
@@ -656,9 +938,9 @@ class _Reader:
             delimiters=("=",), default_section="", strict=False, empty_lines_in_values=False
         )
         for line, section, key in positions(text):
-            if section not in SECTIONS:
+            if spec_of(section) is None:
                 if key is None:
-                    self._problem(line, section, None, "there is no such section" + _did_you_mean(section, SECTIONS))
+                    self._problem(line, section, None, _no_section(section))
             elif key is not None:
                 first = self.lines.setdefault((section, key), line)
                 if first != line:
@@ -674,7 +956,8 @@ class _Reader:
 
     def _section(self, section: str, texts: Mapping[str, str]) -> Any:
         """The dataclass or, where names are free, the mapping that stands for the section."""
-        spec = SECTIONS[section]
+        spec = spec_of(section)
+        assert spec is not None
         if isinstance(spec, Setting):
             values = {name: self._value(section, name, spec, text) for name, text in texts.items()}
             if section == "commands":
@@ -690,11 +973,68 @@ class _Reader:
                     self.lines.get((section, key)), section, key, "there is no such key" + _did_you_mean(key, known)
                 )
         made = None if self.problems else spec(**values)
-        if isinstance(made, Server) and made.away_after < 3 * made.heartbeat_interval:
-            line = self.lines.get((section, "away_after"), self.lines.get((section, "heartbeat_interval")))
-            what = f"{made.away_after:g} is not at least three times heartbeat_interval, {made.heartbeat_interval:g}"
-            self._problem(line, section, "away_after", what)
+        if isinstance(made, Server):
+            self._check_server(made)
+        if isinstance(made, Inventory):
+            self._check_inventory(made)
         return made
+
+    def _check_server(self, server: Server) -> None:
+        """Silence is told from a sign of life that comes a little late, and who is taken over from is away."""
+        wrong = []
+        if server.away_after < 3 * server.heartbeat_interval:
+            wrong.append(
+                ("away_after", "heartbeat_interval", f"three times heartbeat_interval, {server.heartbeat_interval:g}")
+            )
+        elif server.group is not None and server.takeover_after < 6 * server.heartbeat_interval:
+            wrong.append(
+                ("takeover_after", "heartbeat_interval", f"six times heartbeat_interval, {server.heartbeat_interval:g}")
+            )
+        elif server.group is not None and server.takeover_after < server.away_after:
+            wrong.append(("takeover_after", "away_after", f"away_after, {server.away_after:g}"))
+        for key, other, least in wrong:
+            line = self.lines.get(("server", key), self.lines.get(("server", other)))
+            self._problem(line, "server", key, f"{getattr(server, key):g} is not at least {least}")
+
+    def _check_inventory(self, inventory: Inventory) -> None:
+        """What its kind needs is there."""
+        wrong = []
+        if inventory.source == "file" and (inventory.path is None or inventory.path.suffix.lower() not in FILES):
+            wrong.append(("path", f"source = file needs a path that ends in {', '.join(FILES)}"))
+        elif inventory.source == "command" and inventory.command is None:
+            wrong.append(("command", "source = command needs a program"))
+        elif inventory.source == "netbox" and not (inventory.url and inventory.token):
+            wrong.append(("token" if inventory.url else "url", "source = netbox needs url and token"))
+        elif inventory.sync_interval and not inventory.is_configured:
+            wrong.append(("sync_interval", f"there is no inventory to read: source = {inventory.source} needs a url"))
+        if inventory.url and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", inventory.url):
+            wrong.append(("url", "(a secret) is not right; expected an http:// or https:// URL without ? and #"))
+        for key, what in wrong:
+            line = self.lines.get(("inventory", key), self.lines.get(("inventory", "source")))
+            self._problem(line, "inventory", key, what)
+
+    def _check_targets(self, settings: Settings) -> None:
+        """Each is told something, in one way, and what that way needs is there."""
+        for name, target in settings.targets.items():
+            section = f"notify {name}"
+            wrong: tuple[str, str] | None = None
+            if not target.events:
+                wrong = ("events", f"is missing; expected {EVENT_WORDS.expected}")
+            elif bool(target.webhook) == bool(target.email):
+                wrong = ("webhook", "expected either webhook or email, and not both")
+            elif target.webhook and not target.secret:
+                wrong = ("secret", "is missing: the calls of a webhook are signed")
+            elif target.email and target.secret:
+                wrong = ("secret", "is for a webhook; mail is not signed")
+            elif target.email and settings.email.host is None:
+                wrong = ("email", "needs a mail server: [email] host is not set")
+            elif target.email == (ASSIGNEE,) and not any(event.startswith("request_") for event in target.events):
+                wrong = ("email", "only requests have an assignee; expected one of the events request_... as well")
+            if wrong is not None:
+                line = self.lines.get((section, wrong[0])) or min(
+                    (line for (where, _), line in self.lines.items() if where == section), default=None
+                )
+                self._problem(line, section, *wrong)
 
     def _check_commands(self, names: Collection[str]) -> None:
         """Each is NAME and what it does; who can be switched off must be able to be switched on, and vice versa."""
@@ -765,6 +1105,14 @@ def _did_you_mean(word: str, known: Collection[str]) -> str:
     return "; expected one of " + ", ".join(known) if len(known) <= 12 else ""
 
 
+def _no_section(section: str) -> str:
+    word, _, name = section.partition(" ")
+    if word in NAMED:
+        shown = _shorten(name)
+        return f"{shown} is not right; expected [{word} NAME] with 1 to 64 small letters, digits and . _ - as a name"
+    return "there is no such section" + _did_you_mean(section, SECTIONS)
+
+
 def _shorten(text: str) -> str:
     shown = repr(text)
     return shown if len(shown) <= 80 else shown[:77] + "..."
@@ -789,6 +1137,10 @@ def sample() -> str:
             parts.append(_comment(f"NAME = VALUE: {spec.kind.expected}"))
         else:
             parts += map(_sample_key, fields(spec))
+        if name in NAMED:
+            section = NAMED[name][1].section
+            parts.append(f"\n{_comment(section.__doc__ or '')}# [{name} NAME]\n")
+            parts += [_sample_key(f).replace(f"\n{f.name} =", f"\n# {f.name} =") for f in fields(section)]
     return "\n".join(parts)
 
 

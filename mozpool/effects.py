@@ -77,11 +77,15 @@ class Effects(Generic[Row]):
         breaker_failures: int = 3,
         breaker_probe: float = 10.0,
         on_lane: Callable[[str, str, str | None], None] = lambda lane, state, reason: None,
+        before_look: Callable[[], None] = lambda: None,
+        on_done: Callable[[str, str, str, float], None] = lambda kind, effect, outcome, seconds: None,
         speed: float = 1.0,
     ) -> None:
         """A lane that fails ``breaker_failures`` times in a row is held, and probed every ``breaker_probe`` seconds.
 
-        ``on_lane(lane, "ok" | "suspect" | "failed", reason)`` is told what is known of a lane.
+        ``on_lane(lane, "ok" | "suspect" | "failed", reason)`` is told what is known of a lane. ``before_look`` is
+        called in the worker's thread just before it is looked whose row an effect is for. Each time that an effect was
+        done, ``on_done(kind of row, class of the effect, what came of it, seconds)`` is called.
         """
         self._driver = driver
         self._performer = performer
@@ -89,6 +93,8 @@ class Effects(Generic[Row]):
         self._failures_allowed = breaker_failures
         self._probe_every = breaker_probe
         self._on_lane = on_lane
+        self._before_look = before_look
+        self._on_done = on_done
         self._speed = speed
         self._lock = threading.Lock()
         self._slots: dict[tuple[int, str], _Job] = {}
@@ -128,6 +134,11 @@ class Effects(Generic[Row]):
             jobs = [self._slots.get((row_id, channel)) for channel in self._channels]
             return any(job is not None and job.attempt == attempt and not job.started for job in jobs)
 
+    def busy(self, row_id: int) -> bool:
+        """Whether something is being done to a row, or waits to be done."""
+        with self._lock:
+            return any(slot[0] == row_id for slot in self._slots)
+
     def _current(self, job: _Job) -> bool:
         return self._slots.get((job.row_id, job.effect.channel)) is job
 
@@ -148,6 +159,7 @@ class Effects(Generic[Row]):
                 held.append(job)
                 return
         try:
+            self._before_look()
             row = self._look_again(job)
         except DatabaseAway:
             self._again(job, 1.0)
@@ -179,45 +191,56 @@ class Effects(Generic[Row]):
     def _perform(self, job: _Job, row: Row) -> None:
         event: Event | None = None
         failed: HardwareError | None = None
+        outcome = "ok"
         job.runs += 1
         begun = self._driver.clock.monotonic()
         try:
-            event = self._performer.perform(row, job.effect)
+            try:
+                event = self._performer.perform(row, job.effect)
+            finally:
+                spent = self._driver.clock.monotonic() - begun
         except LaneError as error:
+            outcome = "lane_failed"
             self._lane_failed(job, error)
             failed = error
         except OwnFault as error:
+            outcome = "own_fault"
             self._log_failure(job, error)
             self._again(job, 1.0)
             return
         except HardwareError as error:
+            outcome = "failed"
             self._lane_answers(job.lane)
             failed = error
         except DatabaseAway as error:
+            outcome = "database_away"
             log.debug("%s of %s waits: %s", type(job.effect).__name__, job.name, error)
             self._again(job, 1.0)
             return
         except MozpoolError as error:
+            outcome = "failed"
             failed = _hardware_error(job.name, job.effect, error)
         except Exception as error:
+            outcome = "broken"
             log.exception("%s of %s broke", type(job.effect).__name__, job.name)
             failed = HardwareError(job.name, type(job.effect).__name__, repr(error))
         else:
             self._lane_answers(job.lane)
+        finally:
+            self._on_done(self._driver.store.kind, type(job.effect).__name__, outcome, spent)
         attempt = job.attempt if job.effect.bound else None
         if failed is not None:
             self._log_failure(job, failed)
             event = self._failure_event(job.effect, failed)
         if event is not None:
             self._drop(job)
-            spent = self._driver.clock.monotonic() - begun
             # A lane's failures are counted by its breaker.
             at_once = failed is None or isinstance(failed, LaneError)
             if not at_once and spent < RETRY_PAUSE / self._speed:
                 self._deliver_later(job.row_id, job.effect, event, attempt, RETRY_PAUSE / self._speed - spent)
             else:
                 self._driver.deliver(job.row_id, event, attempt)
-        elif job.effect.every is not None and (job.effect.times is None or job.runs < job.effect.times):
+        elif job.effect.every is not None:
             self._again(job, job.effect.every / self._speed)
         else:
             self._drop(job)

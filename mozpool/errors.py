@@ -58,6 +58,18 @@ class Conflict(MozpoolError):
     code = "conflict"
 
 
+class NotOurs(MozpoolError):
+    """Another imaging server acts on the thing, since a moment ago (302 to the same call there)."""
+
+    status = 409
+    code = "conflict"
+
+    def __init__(self, name: str, owner: str) -> None:
+        """``owner`` is that server's fqdn."""
+        super().__init__(f"imaging server {owner} acts on {name}")
+        self.owner = owner
+
+
 class Forbidden(MozpoolError):
     """The caller may not do this (403)."""
 
@@ -107,3 +119,13 @@ class NoSuchBackend(MozpoolError):
 
     status = 422
     code = "no_such_backend"
+
+
+class LeaseOver(OwnFault):
+    """This server has been out of touch with the database for so long that others may act in its place."""
+
+    status = 503
+    code = "lease_over"
+
+    def __init__(self, device: str, operation: str) -> None:
+        super().__init__(device, operation, "this imaging server has lost touch with the others of its group")

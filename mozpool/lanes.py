@@ -45,6 +45,25 @@ class Running:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Occupation:
+    """How much is going on."""
+
+    workers: int
+    """How many there are at most."""
+    busy: int
+    oldest: float
+    """Seconds that the longest piece of work has been going on."""
+    turns: int
+    """Pieces of work that wait for a worker."""
+    lanes: int
+    """Lanes that something is done in or waits in."""
+    behind: int
+    """Pieces of work that wait in their lanes behind others."""
+    longest: int
+    """As many as that in the fullest lane."""
+
+
 class Lanes:
     """A pool of at most so many worker threads, and the lanes in front of it.
 
@@ -169,6 +188,22 @@ class Lanes:
         with self._lock:
             if self._turns:
                 self._lock.notify()
+
+    def occupation(self) -> Occupation:
+        """What the workers and lanes are doing now."""
+        now = self._clock.monotonic()
+        with self._lock:
+            behind = [len(queue) for queue in self._waiting.values()]
+            begun = min((started for _, _, started in self._running.values()), default=now)
+            return Occupation(
+                workers=self._workers,
+                busy=len(self._running),
+                oldest=now - begun,
+                turns=len(self._turns),
+                lanes=len(behind),
+                behind=sum(behind),
+                longest=max(behind, default=0),
+            )
 
     def length(self, lane: Hashable) -> int:
         """How many pieces of work wait in a lane, behind the one that is being done."""

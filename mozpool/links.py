@@ -9,19 +9,22 @@ The only part that knows both MozPool and LifeGuard, so that neither needs to kn
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import requests as http
 
 from mozpool.bmm import httpio
 from mozpool.clock import Clock, Deadline
-from mozpool.db import requests
+from mozpool.db import devices, requests
 from mozpool.db.engine import Database
-from mozpool.errors import DatabaseAway
+from mozpool.errors import DatabaseAway, NotOurs
 from mozpool.lifeguard.service import LifeGuard
 from mozpool.pool.link import LinkError, Reply
 from mozpool.pool.service import MozPool
+from mozpool.seen import KEY, event_id
+
+T = TypeVar("T")
 
 HTTP_LIMIT = 8.0
 """Seconds that a call to another imaging server may take in all."""
@@ -48,7 +51,10 @@ def http_post(server: str, path: str, body: Mapping[str, Any]) -> Mapping[str, A
 
 
 class Links:
-    """Both directions: MozPool's link to LifeGuard, and LifeGuard's to MozPool's requests."""
+    """Both directions: MozPool's link to LifeGuard, and LifeGuard's to MozPool's requests.
+
+    Each event that is sent has an id (:mod:`mozpool.seen`), derived from the claim that it is about.
+    """
 
     def __init__(self, own_name: str, database: Database, post: Post = http_post) -> None:
         """``own_name`` is this imaging server's fqdn. The layers are plugged in by :meth:`connect`."""
@@ -69,38 +75,68 @@ class Links:
         self, server: str, device_id: int, device: str, event: str, args: Mapping[str, Any], claim_id: int
     ) -> Reply:
         """Ask a device for something on behalf of a claim. Raises LinkError."""
-        if server == self._own_name and self._lifeguard is not None:
-            answer = self._away_is_link_error(
-                lambda lifeguard: lifeguard.please(device_id, event, args, claim_id=claim_id, once=True),
-                self._lifeguard,
-            )
-            return Reply(answer.accepted, answer.reason)
-        said = self._post(
-            server, f"/api/device/{quote(device, safe='')}/event/{event}/", {**args, "claim_id": claim_id, "once": True}
-        )
-        return Reply(bool(said.get("accepted")), said.get("reason"))
 
-    def released(self, server: str, device_id: int, device: str) -> None:
+        # Asked in however many attempts: a claim asks its device for a thing once.
+        known = {"claim_id": claim_id, "once": True, KEY: event_id("please", claim_id, event)}
+
+        def ask(server: str) -> Reply:
+            if server == self._own_name and self._lifeguard is not None:
+                answer = self._away_is_link_error(
+                    lambda lifeguard: lifeguard.please(device_id, event, args, claim_id=claim_id, once=True),
+                    self._lifeguard,
+                )
+                return Reply(answer.accepted, answer.reason)
+            said = self._post(server, f"/api/device/{quote(device, safe='')}/event/{event}/", {**args, **known})
+            return Reply(bool(said.get("accepted")), said.get("reason"))
+
+        return self._where_it_is(device_id, server, ask)
+
+    def released(self, server: str, device_id: int, device: str, claim_id: int) -> None:
         """Let LifeGuard look at a device that lost its holder. Raises LinkError."""
-        if server == self._own_name and self._lifeguard is not None:
-            self._lifeguard.released(device_id)
-            return
-        self._post(server, f"/api/device/{quote(device, safe='')}/event/released/", {})
+        known = {KEY: event_id("released", claim_id)}
+
+        def tell(server: str) -> None:
+            if server == self._own_name and self._lifeguard is not None:
+                self._lifeguard.released(device_id)
+            else:
+                self._post(server, f"/api/device/{quote(device, safe='')}/event/released/", known)
+
+        self._where_it_is(device_id, server, tell)
+
+    def _where_it_is(self, device_id: int, server: str, call: Callable[[str], T]) -> T:
+        """Call the server that acts on a device: ``server``, as far as was known, or the one that does by now."""
+        try:
+            return call(server)
+        except (LinkError, NotOurs) as error:
+            try:
+                with self._database.read() as conn:
+                    key = devices.key(conn, device_id)
+                if key is not None and key.owner != server:
+                    return call(key.owner)
+            except (DatabaseAway, NotOurs) as second:
+                raise LinkError(second.message) from error
+            if isinstance(error, NotOurs):
+                raise LinkError(error.message) from error
+            raise
 
     # pool → pool
 
-    def claimed(self, server: str, request_id: int) -> None:
+    def claimed(self, server: str, request_id: int, claim_id: int | None) -> None:
         """Tell another imaging server that a request of its own has a device now. Raises LinkError."""
-        self._post(server, f"/api/request/{request_id}/event/claimed/", {})
+        body = {} if claim_id is None else {KEY: event_id("claimed", claim_id)}
+        self._post(server, f"/api/request/{request_id}/event/claimed/", body)
 
     # lifeguard → pool
 
-    def lifeguard_finished(self, request_id: int, claim_id: int, result: str) -> None:
+    def lifeguard_finished(self, request_id: int, claim_id: int, result: str, attempt: int) -> None:
         """Tell a request how its device's operation ended; what gets lost here is made good for by its polling."""
         args = {"imaging_result": result, "claim_id": claim_id}
         if self._mozpool is not None and self._mozpool.driver.remembered(request_id) is not None:
-            self._mozpool.driver.handle(request_id, "lifeguard_finished", args)
-            return
+            try:
+                self._mozpool.driver.handle(request_id, "lifeguard_finished", args)
+                return
+            except NotOurs:
+                pass
         with self._database.read() as conn:
             owner = requests.owner(conn, request_id)
         if owner is None:
@@ -109,7 +145,8 @@ class Links:
             self._mozpool.driver.handle(request_id, "lifeguard_finished", args)
             return
         try:
-            self._post(owner[1], f"/api/request/{request_id}/event/lifeguard_finished/", args)
+            known = {KEY: event_id("lifeguard_finished", claim_id, attempt)}
+            self._post(owner[1], f"/api/request/{request_id}/event/lifeguard_finished/", {**args, **known})
         except LinkError as error:
             if self._mozpool is not None:
                 self._mozpool.driver.logbook.add(

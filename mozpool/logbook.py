@@ -14,9 +14,10 @@ import re
 import threading
 from collections import deque
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection
 
 from mozpool.clock import Clock, Thread
 from mozpool.db import logs, upkeep
@@ -90,29 +91,18 @@ class Logbook:
                     batch = [self._lines[i] for i in range(min(BATCH, len(self._lines)))]
                 if not batch:
                     return
-                self._write_batch(batch)
+                upkeep.write_logs(self._database, partial(self._write, batch=batch))
                 with self._lock:
                     for line in batch:
                         # Lines may have been dropped at the left end while the batch was being written.
                         if self._lines and self._lines[0] is line:
                             self._lines.popleft()
 
-    def _write_batch(self, batch: list[tuple[Kind, int, datetime, str, str]]) -> None:
-        """Write these lines in one transaction; the first for days may have to make room for today's."""
-        try:
-            self._database.run(lambda conn: self._write(conn, batch))
-        except DBAPIError as error:
-            if not upkeep.lacks_partition(error):
-                raise
-            log.warning("the log tables have no partition for today: nobody has looked after them for days")
-            upkeep.prepare_logs(self._database)
-            self._database.run(lambda conn: self._write(conn, batch))
-
     @staticmethod
-    def _write(conn: object, batch: list[tuple[Kind, int, datetime, str, str]]) -> None:
+    def _write(conn: Connection, batch: list[tuple[Kind, int, datetime, str, str]]) -> None:
         for kind, table in _TABLES.items():
             lines = [line[1:] for line in batch if line[0] == kind]
-            logs.add_many(conn, table, lines)  # type: ignore[arg-type]
+            logs.add_many(conn, table, lines)
 
     def start(self) -> None:
         """Write from a thread from now on."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, replace
 from datetime import datetime
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -23,13 +23,23 @@ class OwnedRow(MachineRow, Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
-    def imaging_server_id(self) -> int: ...
+    def owner_id(self) -> int: ...
+    @property
+    def owner(self) -> str: ...
     @property
     def claim_id(self) -> int | None: ...
 
 
 Owned = TypeVar("Owned", bound=OwnedRow)
 OwnedOut = TypeVar("OwnedOut", bound=OwnedRow, covariant=True)
+
+
+Note = Callable[[Connection, Owned, Change], None]
+"""Writes what others are to be told of a change of a row, which is as it was before."""
+
+
+def no_note(conn: Connection, row: object, change: Change) -> None:
+    """Nobody is told anything."""
 
 
 class Rows(Protocol[OwnedOut]):
@@ -42,7 +52,7 @@ class Rows(Protocol[OwnedOut]):
     def version_and_token(self, conn: Connection, row_id: int, /) -> tuple[int, str | None] | None: ...
 
     def due(
-        self, conn: Connection, imaging_server_id: int, before: datetime, limit: int, /
+        self, conn: Connection, owner_id: int, before: datetime, limit: int, /
     ) -> list[tuple[int, int, datetime]]: ...
 
     def postpone(self, conn: Connection, row_id: int, attempt: int, deadline: datetime | None, /) -> bool: ...
@@ -51,21 +61,23 @@ class Rows(Protocol[OwnedOut]):
 class RowStore(Generic[Owned]):
     """The rows of one imaging server. Its subclasses make it a :class:`mozpool.statedriver.Store`."""
 
-    def __init__(self, rows: Rows[Owned], changes: Table, server_id: int) -> None:
+    def __init__(self, rows: Rows[Owned], changes: Table, server_id: int, note: Note[Owned]) -> None:
         """``rows`` is the table's module, ``changes`` the table of its history.
 
-        ``server_id`` is the id of the imaging server that this daemon is.
+        ``server_id`` is the id of the imaging server that this daemon is. ``note`` writes what else belongs into a
+        transition's transaction.
         """
         self._rows = rows
         self._changes = changes
         self._server_id = server_id
+        self._note = note
 
     def load(self, conn: Connection, row_id: int) -> Owned | None:
         """The row, or None when it is gone."""
         return self._rows.get(conn, row_id)
 
     def write(self, conn: Connection, row: Owned, change: Change) -> bool:
-        """Row and history, if the version is still the same."""
+        """Row, history and what is noted besides, if the version is still the same."""
         if not self._rows.write(conn, row.id, row.version, change.values(row)):
             return False
         history.add(
@@ -80,7 +92,9 @@ class RowStore(Generic[Owned]):
             claim_id=change.claim_id,
             token=change.token,
             detail=change.detail,
+            device=row.name,
         )
+        self._note(conn, row, change)
         return True
 
     def took_place(self, conn: Connection, row: Owned, change: Change) -> bool:
@@ -99,8 +113,12 @@ class RowStore(Generic[Owned]):
         return self._rows.postpone(conn, row_id, attempt, deadline)
 
     def is_ours(self, row: Owned) -> bool:
-        """Each imaging server acts on its own rows only."""
-        return row.imaging_server_id == self._server_id
+        """Each imaging server acts on its own rows only, and on those that it has taken over."""
+        return row.owner_id == self._server_id
+
+    def owner_of(self, row: Owned) -> str:
+        """The fqdn of the server that acts on the row."""
+        return row.owner
 
     def claim_of(self, row: Owned) -> int | None:
         """The claim that the row takes part in."""

@@ -25,7 +25,7 @@ from sqlalchemy.exc import IntegrityError
 from mozpool.clock import Clock
 from mozpool.db.claims import ClaimLost
 from mozpool.db.engine import Database
-from mozpool.errors import Conflict, DatabaseAway, MozpoolError
+from mozpool.errors import Conflict, DatabaseAway, MozpoolError, NotOurs
 from mozpool.lanes import Lanes, Timers
 from mozpool.logbook import Kind, Logbook
 from mozpool.statemachine import RETURNED, TIMEOUT, Context, Decision, Effect, Machine, MachineRow, Row
@@ -86,6 +86,10 @@ class Store(Protocol[Row]):
 
     def is_ours(self, row: Row) -> bool:
         """Whether this server may act on the row."""
+        ...
+
+    def owner_of(self, row: Row) -> str:
+        """The fqdn of the server that acts on the row."""
         ...
 
     def claim_of(self, row: Row) -> int | None:
@@ -195,6 +199,10 @@ class WaitingEffects(Protocol[RowIn]):
         """Whether an effect that this attempt waits for has not started yet."""
         ...
 
+    def busy(self, row_id: int) -> bool:
+        """Whether something is being done to a row, or waits to be done."""
+        ...
+
     def held(self) -> dict[str, list[int]]:
         """Held lane → ids of the rows whose effects wait for it."""
         ...
@@ -233,6 +241,7 @@ class Driver(Generic[Row]):
         self._checkpoint = checkpoint
         self._stopping = clock.event()
         self._remembered: dict[int, Row] = {}
+        self._generation = 0
 
     # Rows as this process last wrote them: they save the load before a transition, whose write has their version.
     # What is remembered is never newer than the row, and of the row's own version only when it equals the row.
@@ -243,14 +252,20 @@ class Driver(Generic[Row]):
 
     def load(self, row_id: int) -> Row | None:
         """The row as it is in the database, which is remembered. Raises DatabaseAway."""
+        generation = self._generation
         with self.database.read() as conn:
             row = self.store.load(conn, row_id)
-        self._remember(row_id, row)
+        self._remember(row_id, row, generation)
         return row
 
     def forget(self, row_id: int) -> None:
         """The row was written by other hands."""
         self._remembered.pop(row_id, None)
+
+    def forget_all(self) -> None:
+        """Other servers may have taken rows: nothing counts that was read before this call."""
+        self._generation += 1
+        self._remembered.clear()
 
     def amend(self, row_id: int, is_before: Callable[[Row], bool], **fields: Any) -> None:
         """The row was written by this process, outside of a transition, which raised its version by one.
@@ -262,11 +277,11 @@ class Driver(Generic[Row]):
         if before is None:
             return
         if is_before(before):
-            self._remember(row_id, self.store.amended(before, fields))
+            self._remember(row_id, self.store.amended(before, fields), self._generation)
         else:
             self.forget(row_id)
 
-    def _remember(self, row_id: int, row: Row | None) -> None:
+    def _remember(self, row_id: int, row: Row | None, generation: int) -> None:
         if row is None or not self.store.is_ours(row):
             self._remembered.pop(row_id, None)
             return
@@ -275,6 +290,9 @@ class Driver(Generic[Row]):
             self._remembered.clear()
         if before is None or before.version < row.version:
             self._remembered[row_id] = row
+            if generation != self._generation:
+                # It was read before everything was forgotten.
+                self._remembered.pop(row_id, None)
 
     # Events
 
@@ -288,13 +306,14 @@ class Driver(Generic[Row]):
         guard: Callable[[Row], None] | None = None,
         columns: Mapping[str, Any] | None = None,
         row: Row | None = None,
+        for_others: bool = False,
     ) -> Outcome[Row]:
         """Let a row's state deal with an event.
 
         With ``attempt`` the event counts for that attempt only; ``guard`` looks at the loaded row and may raise
         Conflict; ``columns`` are written along with whatever the machine decides. ``row`` is the row where the caller
-        has just read it.
-        Raises DatabaseAway, and what ``guard`` raises.
+        has just read it. ``for_others``: the row may be another server's, which does what follows from the event.
+        Raises DatabaseAway, NotOurs, and what ``guard`` raises.
         """
 
         def decide(ctx: Context[Row]) -> Decision | None:
@@ -302,7 +321,9 @@ class Driver(Generic[Row]):
 
         if row is None and self.store.may_remember(event):
             row = self.remembered(row_id)
-        return self._transition(row_id, event, args, decide, attempt=attempt, guard=guard, columns=columns, row=row)
+        return self._transition(
+            row_id, event, args, decide, attempt=attempt, guard=guard, columns=columns, row=row, for_others=for_others
+        )
 
     def force(
         self,
@@ -313,11 +334,12 @@ class Driver(Generic[Row]):
         columns: Mapping[str, Any] | None = None,
         event: str = "forced",
         guard: Callable[[Row], None] = lambda row: None,
+        detail: str | None = None,
     ) -> Outcome[Row]:
-        """Put a row into a state whatever its own state expects.
+        """Put a row into a state whatever its own state expects; ``detail`` is for its history.
 
         Raises Conflict when it is not in ``expected`` (a row in ``unknown`` or an unrecognised state always is),
-        DatabaseAway, and what ``guard`` raises.
+        DatabaseAway, NotOurs, and what ``guard`` raises.
         """
 
         def look(row: Row) -> None:
@@ -327,6 +349,7 @@ class Driver(Generic[Row]):
                 raise Conflict(f"{row.name} is in state {row.state}, not {expected}", field="state")
 
         def decide(ctx: Context[Row]) -> Decision | None:
+            ctx.detail = detail
             return self.machine.force(ctx, to)
 
         return self._transition(row_id, event, None, decide, guard=look, columns=columns)
@@ -342,7 +365,9 @@ class Driver(Generic[Row]):
         guard: Callable[[Row], None] | None = None,
         columns: Mapping[str, Any] | None = None,
         row: Row | None = None,
+        for_others: bool = False,
     ) -> Outcome[Row]:
+        generation = self._generation
         token = f"{self.rng.getrandbits(128):032x}"
         last: list[Outcome[Row]] = []
         known = [row] if row is not None else []
@@ -365,6 +390,8 @@ class Driver(Generic[Row]):
             self._checkpoint("loaded")
             if attempt is not None and row.attempt != attempt:
                 return Outcome("stale", row)
+            if not for_others and not self.store.is_ours(row):
+                raise NotOurs(row.name, self.store.owner_of(row))
             if guard is not None:
                 guard(row)
             now = self.clock.now()
@@ -409,7 +436,7 @@ class Driver(Generic[Row]):
         elif outcome.change is not None and outcome.decision is not None and _changes(outcome.row, outcome.decision):
             told = all(write.known for write in outcome.decision.writes)
             after = self.store.after(outcome.row, outcome.change, learned) if told else None
-            self._remember(row_id, after)
+            self._remember(row_id, after, generation)
             outcome = replace(outcome, after=after)
         self._after_commit(outcome)
         return outcome
@@ -513,11 +540,13 @@ class Driver(Generic[Row]):
             outcome = self.handle(row_id, event, attempt=row.attempt, guard=still_due, row=row)
             if outcome.status == "ignored":
                 # Nothing will ever happen at this deadline: without this it would be due for ever.
-                self.database.run(lambda conn: self.store.postpone(conn, row_id, row.attempt, None))
+                self.database.run(lambda conn: self.store.postpone(conn, row_id, row.attempt, None), repeatable=True)
                 self.forget(row_id)
             return outcome
         except NotDue:
             self.wake(row_id)
+            return None
+        except NotOurs:
             return None
         except DatabaseAway as error:
             log.debug("%s %d is due but %s", self.store.kind, row_id, error)
@@ -542,7 +571,7 @@ class Driver(Generic[Row]):
     def _more_time(self, row: Row, attempt: int, now: datetime) -> None:
         limit = self.machine.timeout_of(row.state) or 1.0
         deadline = now + timedelta(seconds=limit)
-        if self.database.run(lambda conn: self.store.postpone(conn, row.id, attempt, deadline)):
+        if self.database.run(lambda conn: self.store.postpone(conn, row.id, attempt, deadline), repeatable=True):
             self.forget(row.id)
             self._set_timer(row.id, self._next_deadline(row, row.state, deadline), attempt)
 
@@ -589,6 +618,9 @@ class Driver(Generic[Row]):
                 self.clock.wait(self._stopping, pause)
                 pause = min(5.0, pause * 2)
                 continue
+            except NotOurs as error:
+                log.info("%s %d: %s came too late: %s", self.store.kind, row_id, event.name, error)
+                return
             if outcome.status == "stale":
                 log.debug("%s %d: %s came too late and is dropped", self.store.kind, row_id, event.name)
             return

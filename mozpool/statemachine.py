@@ -25,6 +25,9 @@ from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 TIMEOUT: Final = "timeout"
 """The event that the driver sends when a state's time is over."""
 
+TAKEN_OVER = "taken_over"
+"""The event of a row that another server acts on from now on."""
+
 STAY: Final = "*stay*"
 """What a handler answers when the event is dealt with but leads nowhere: no entry, the deadline stays."""
 
@@ -56,14 +59,13 @@ class Effect:
     """Something to be done in the world after the commit. Subclasses say what.
 
     ``channel`` is the slot that it takes: of each row, one effect a channel is queued, and a newer one replaces it.
-    ``every`` makes the effect repeat after so many seconds until it has brought an event or its attempt is over, but at
-    most ``times`` times. A ``bound`` effect counts for its attempt only: it is dropped when the row has moved on.
+    ``every`` makes the effect repeat after so many seconds until it has brought an event or its attempt is over. A
+    ``bound`` effect counts for its attempt only: it is dropped when the row has moved on.
     Failures of a repeated effect are logged when the reason changes, not at all when it is ``quiet``.
     """
 
     channel: ClassVar[str] = "hardware"
     every: ClassVar[float | None] = None
-    times: ClassVar[int | None] = None
     bound: ClassVar[bool] = True
     quiet: ClassVar[bool] = False
 
@@ -196,7 +198,9 @@ class Context(Generic[Row]):
         self.effects: list[Effect] = []
         self.logs: list[str] = []
         self.writes: list[Write] = []
-        self.detail: str | None = None
+        by = self.args.get("by")
+        self.detail: str | None = f"by {by}" if isinstance(by, str) and by else None
+        """What the history says besides the event: who asked, unless the handler has something to say."""
         self.timeout: float | None = None
         self.tries: int | None = None
         """How often the step of the state at work may fail."""
@@ -320,9 +324,17 @@ class Machine(Generic[Row]):
         default = self.state(name).tries
         return None if default is None else self.tuning.tries.get(name, default)
 
+    def meaning_of(self, name: str) -> str:
+        """What a state means, for people."""
+        return " ".join((inspect.getdoc(type(self.state(name))) or "").split())
+
     def expects(self, state: str, event: str) -> bool:
         """Whether ``state`` has a handler for ``event``."""
         return event in self._handlers[self.state(state).name]
+
+    def stays(self, state: str, event: str) -> bool:
+        """Whether ``state`` deals with ``event`` without ever leading anywhere."""
+        return self._handlers[self.state(state).name].get(event, (None, ("",)))[1] == ()
 
     def decide(self, ctx: Context[Row]) -> Decision | None:
         """Let the row's state handle the context's event; None when the state does not expect it."""
@@ -434,8 +446,7 @@ class Machine(Generic[Row]):
             text = "; ".join(f"{event} → {' or '.join(targets)}" for event, targets in moves.items())
             limit = "-" if state.timeout is None else f"{state.timeout:g}"
             tries = "-" if state.tries is None else str(state.tries)
-            meaning = " ".join((inspect.getdoc(type(state)) or "").split())
-            lines.append(f"| `{name}` | {limit} | {tries} | {text or '-'} | {meaning} |")
+            lines.append(f"| `{name}` | {limit} | {tries} | {text or '-'} | {self.meaning_of(name)} |")
         return "\n".join(lines) + "\n"
 
     def diagram(self, *, without: Iterable[str] = ()) -> str:

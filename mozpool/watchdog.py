@@ -89,15 +89,19 @@ class Watchdog:
         while not self._clock.wait(self._stop, min(LOOK_EVERY, self._stuck_after / 2)):
             self.look()
 
-    def look(self) -> None:
-        """Look once: report what is stuck, end the process when nothing has moved for too long."""
+    def stuck(self) -> dict[tuple[str, str], float]:
+        """What is stuck now: thread and what it does → for how many seconds. Nothing: all is well."""
         late = {("timers", "the timers' thread"): self._clock.monotonic() - self._timers.last_turn - 10.0}
         for work in self._quick.running():
             late[(work.thread, work.label)] = work.seconds
         for lanes in self._hardware:
             for work in lanes.running():
                 late[(work.thread, work.label)] = work.seconds - self._longest
-        stuck = {key: seconds for key, seconds in late.items() if seconds > self._stuck_after}
+        return {key: seconds for key, seconds in late.items() if seconds > self._stuck_after}
+
+    def look(self) -> None:
+        """Look once: report what is stuck, end the process when nothing has moved for too long."""
+        stuck = self.stuck()
         self._reported &= set(stuck)
         new = set(stuck) - self._reported
         if new:

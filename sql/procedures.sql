@@ -86,21 +86,31 @@ BEGIN
 END
 //
 
--- For rsyslog: a line that a device logged. Lines of unknown devices are dropped; a time that is none, or that no
--- partition is kept for, becomes now; when that is for want of today's partition, because nobody called for days, it is
--- made first.
+-- For rsyslog: a line that a device logged, at a time in UTC. Lines of unknown devices are dropped; a time that is none,
+-- or that no partition is kept for, becomes now; when that is for want of today's partition, because nobody called for
+-- days, it is made first. Whatever the line holds, it is no error, which would be the end of the line: the parameters take
+-- any bytes, in whatever characters the caller's connection has, and what is not UTF-8 is read as Latin-1. By way of UTF-16
+-- because utf8mb4 lets half a surrogate pair pass, which readers choke on.
 DROP PROCEDURE IF EXISTS insert_device_log_entry
 //
-CREATE PROCEDURE insert_device_log_entry(device VARCHAR(255), logged_at VARCHAR(64), log_source VARCHAR(255), log_message TEXT)
+CREATE PROCEDURE insert_device_log_entry(device LONGBLOB, logged_at LONGBLOB, log_source LONGBLOB, log_message LONGBLOB)
 BEGIN
-    DECLARE logged_by INT UNSIGNED DEFAULT (SELECT id FROM devices WHERE name = SUBSTRING_INDEX(device, '.', 1));
+    DECLARE zone VARCHAR(64) DEFAULT @@SESSION.time_zone;
+    DECLARE logged_by INT UNSIGNED DEFAULT (
+        SELECT id FROM devices WHERE name = CONVERT(SUBSTRING_INDEX(LEFT(device, 256), '.', 1) USING latin1));
     DECLARE moment DATETIME DEFAULT NULL;
+    DECLARE source_text, message_text LONGTEXT CHARACTER SET utf8mb4 DEFAULT NULL;
     IF logged_by IS NOT NULL THEN
+        SET time_zone = '+00:00';
         BEGIN
-            DECLARE CONTINUE HANDLER FOR 1292 SET moment = NULL;
-            SET moment = CAST(logged_at AS DATETIME);
+            DECLARE CONTINUE HANDLER FOR SQLEXCEPTION BEGIN END;
+            SET moment = CAST(CONVERT(LEFT(logged_at, 64) USING latin1) AS DATETIME);
+            SET source_text = CONVERT(CONVERT(CONVERT(log_source USING utf8mb4) USING utf16) USING utf8mb4);
+            SET message_text = CONVERT(CONVERT(CONVERT(log_message USING utf8mb4) USING utf16) USING utf8mb4);
         END;
-        IF moment IS NULL OR moment < NOW() - INTERVAL 14 DAY THEN
+        SET source_text = LEFT(COALESCE(source_text, CONVERT(log_source USING latin1), ''), 32);
+        SET message_text = LEFT(TRIM(COALESCE(message_text, CONVERT(log_message USING latin1), '')), 16000);
+        IF moment IS NULL OR moment < NOW() - INTERVAL 14 DAY OR moment >= CURRENT_DATE() + INTERVAL 2 DAY THEN
             SET moment = NOW();
         END IF;
         BEGIN
@@ -108,11 +118,12 @@ BEGIN
             BEGIN
                 CALL update_log_partitions('device_logs', 14, 1);
                 INSERT INTO device_logs (device_id, ts, source, message)
-                    VALUES (logged_by, NOW(), LEFT(log_source, 32), TRIM(log_message));
+                    VALUES (logged_by, NOW(), source_text, message_text);
             END;
             INSERT INTO device_logs (device_id, ts, source, message)
-                VALUES (logged_by, moment, LEFT(log_source, 32), TRIM(log_message));
+                VALUES (logged_by, moment, source_text, message_text);
         END;
+        SET time_zone = zone;
     END IF;
 END
 //

@@ -12,10 +12,17 @@ CREATE TABLE claim_history (
     released_at DATETIME(6),
     imaging_result VARCHAR(32),
     reason VARCHAR(190) COMMENT 'why the device was given up',
+    ready_at DATETIME(6) COMMENT 'when the request got it ready; written at the release',
+    device VARCHAR(32) COMMENT 'what it was at the release; so are the next three',
+    environment VARCHAR(32),
+    hardware_type VARCHAR(32),
+    hardware_model VARCHAR(32),
     CONSTRAINT pk_claim_history PRIMARY KEY (id)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
 CREATE INDEX ix_claim_history_device_id ON claim_history (device_id);
+
+CREATE INDEX ix_claim_history_released_at ON claim_history (released_at);
 
 CREATE INDEX ix_claim_history_request_id ON claim_history (request_id);
 
@@ -30,6 +37,7 @@ CREATE TABLE device_history (
     claim_id BIGINT UNSIGNED,
     token VARCHAR(32),
     detail VARCHAR(255),
+    device VARCHAR(32) COMMENT 'its name: the row outlives that of the device',
     CONSTRAINT pk_device_history PRIMARY KEY (id)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
@@ -46,7 +54,7 @@ CREATE TABLE device_logs (
     CONSTRAINT pk_device_logs PRIMARY KEY (id, ts)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX ix_device_logs_device_id ON device_logs (device_id);
+CREATE INDEX ix_device_logs_page ON device_logs (device_id, id, ts);
 
 CREATE INDEX ix_device_logs_ts ON device_logs (ts);
 
@@ -77,6 +85,74 @@ CREATE TABLE imaging_servers (
     CONSTRAINT uq_imaging_servers_fqdn UNIQUE (fqdn)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
+CREATE TABLE jobs (
+    name VARCHAR(64) NOT NULL,
+    version BIGINT NOT NULL COMMENT 'goes up whenever it was carried out' DEFAULT '0',
+    holder VARCHAR(255) COMMENT 'who does it now',
+    token VARCHAR(32) COMMENT 'of the one who does it; null = nobody',
+    since DATETIME(6) COMMENT 'since when, by the holder''s clock',
+    until DATETIME(6) COMMENT 'from then on others may do it',
+    ended DATETIME(6) COMMENT 'when it was done last',
+    ended_by VARCHAR(255),
+    outcome VARCHAR(16) COMMENT 'ok or failed',
+    message TEXT,
+    CONSTRAINT pk_jobs PRIMARY KEY (name)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE TABLE outbox (
+    id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,
+    event VARCHAR(32) NOT NULL,
+    event_key VARCHAR(96) NOT NULL COMMENT 'equal for all servers that see the same event',
+    target VARCHAR(190) NOT NULL COMMENT 'a [notify NAME], or scheme and host of a callback_url',
+    address TEXT COMMENT 'where to, when the target does not say it',
+    body TEXT NOT NULL COMMENT 'JSON',
+    created DATETIME(6) NOT NULL,
+    due DATETIME(6) NOT NULL COMMENT 'when it is to be tried; who tries it moves it on first',
+    valid_until DATETIME(6) COMMENT 'not told any more after that',
+    tries INTEGER NOT NULL DEFAULT '0',
+    taken_by INTEGER UNSIGNED COMMENT 'the server that is trying it',
+    last_error VARCHAR(255) COMMENT 'why it was not taken',
+    ended DATETIME(6) COMMENT 'when it was delivered or given up',
+    delivered INTEGER NOT NULL DEFAULT '0',
+    CONSTRAINT pk_outbox PRIMARY KEY (id),
+    CONSTRAINT uq_outbox_event_key_target UNIQUE (event_key, target)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX ix_outbox_waiting ON outbox (ended, target, due);
+
+CREATE TABLE past_requests (
+    request_id BIGINT UNSIGNED NOT NULL,
+    assignee VARCHAR(256) NOT NULL,
+    environment VARCHAR(32) COMMENT 'of the device that it had at its end, or that it wanted',
+    hardware_type VARCHAR(32) COMMENT 'likewise',
+    hardware_model VARCHAR(32) COMMENT 'likewise',
+    image VARCHAR(32),
+    created DATETIME(6),
+    ready_at DATETIME(6),
+    ended DATETIME(6) NOT NULL,
+    state VARCHAR(32) NOT NULL,
+    reason VARCHAR(190),
+    CONSTRAINT pk_past_requests PRIMARY KEY (request_id)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX ix_past_requests_ended ON past_requests (ended);
+
+CREATE TABLE pool_samples (
+    minute BIGINT NOT NULL COMMENT 'since 1970-01-01 00:00 UTC',
+    in_use INTEGER NOT NULL,
+    idle INTEGER NOT NULL,
+    processing INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    out_of_service INTEGER NOT NULL,
+    away INTEGER NOT NULL COMMENT 'those of the above whose server is away',
+    waiting INTEGER NOT NULL COMMENT 'requests in the queue',
+    ready INTEGER NOT NULL COMMENT 'requests that became ready in the minute before',
+    ready_median DOUBLE COMMENT 'seconds that they took',
+    ready_worst DOUBLE,
+    failures INTEGER NOT NULL COMMENT 'devices that failed in the minute before',
+    CONSTRAINT pk_pool_samples PRIMARY KEY (minute)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
 CREATE TABLE pxe_configs (
     id INTEGER UNSIGNED NOT NULL AUTO_INCREMENT,
     name VARCHAR(32) NOT NULL,
@@ -86,6 +162,19 @@ CREATE TABLE pxe_configs (
     CONSTRAINT pk_pxe_configs PRIMARY KEY (id),
     CONSTRAINT uq_pxe_configs_name UNIQUE (name)
 )ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE TABLE relay_board_history (
+    id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,
+    relay_board_id INTEGER UNSIGNED NOT NULL,
+    board VARCHAR(32) NOT NULL COMMENT 'its name: the row outlives that of the board',
+    ts DATETIME(6) NOT NULL,
+    from_state VARCHAR(32) NOT NULL,
+    to_state VARCHAR(32) NOT NULL,
+    reason VARCHAR(190),
+    CONSTRAINT pk_relay_board_history PRIMARY KEY (id)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX ix_relay_board_history_ts ON relay_board_history (ts);
 
 CREATE TABLE request_history (
     id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,
@@ -114,7 +203,7 @@ CREATE TABLE request_logs (
     CONSTRAINT pk_request_logs PRIMARY KEY (id, ts)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX ix_request_logs_request_id ON request_logs (request_id);
+CREATE INDEX ix_request_logs_page ON request_logs (request_id, id, ts);
 
 CREATE INDEX ix_request_logs_ts ON request_logs (ts);
 
@@ -150,6 +239,10 @@ CREATE TABLE devices (
     going_offline INTEGER NOT NULL COMMENT 'lock out if the self-test fails' DEFAULT '0',
     shuffle INTEGER NOT NULL COMMENT 'drawn anew whenever it becomes free' DEFAULT '0',
     last_seen DATETIME(6),
+    leaving INTEGER NOT NULL COMMENT 'not in the inventory any more: it goes as soon as it is free' DEFAULT '0',
+    owner_id INTEGER UNSIGNED COMMENT 'the server that acts on it; null = imaging_server_id',
+    epoch BIGINT NOT NULL COMMENT 'goes up with every change of owner' DEFAULT '0',
+    came_from_id INTEGER UNSIGNED COMMENT 'the owner before, until the new one has begun',
     CONSTRAINT pk_devices PRIMARY KEY (id),
     CONSTRAINT uq_devices_name UNIQUE (name),
     CONSTRAINT fk_devices_imaging_server_id FOREIGN KEY(imaging_server_id) REFERENCES imaging_servers (id) ON DELETE RESTRICT,
@@ -159,6 +252,12 @@ CREATE TABLE devices (
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
 CREATE INDEX ix_devices_available ON devices (state, claim_id, shuffle);
+
+CREATE INDEX ix_devices_came_from_id ON devices (came_from_id);
+
+CREATE INDEX ix_devices_leaving ON devices (leaving);
+
+CREATE INDEX ix_devices_owner_id ON devices (owner_id);
 
 CREATE INDEX ix_devices_state_timeout ON devices (state_timeout);
 
@@ -218,13 +317,20 @@ CREATE TABLE requests (
     idempotency_key VARCHAR(128),
     body_hash VARCHAR(40),
     reason TEXT COMMENT 'why it failed, was closed, or waits',
+    owner_id INTEGER UNSIGNED COMMENT 'the server that acts on it; null = imaging_server_id',
+    epoch BIGINT NOT NULL COMMENT 'goes up with every change of owner' DEFAULT '0',
+    came_from_id INTEGER UNSIGNED COMMENT 'the owner before, until the new one has begun',
     CONSTRAINT pk_requests PRIMARY KEY (id),
     CONSTRAINT fk_requests_imaging_server_id FOREIGN KEY(imaging_server_id) REFERENCES imaging_servers (id) ON DELETE RESTRICT,
     CONSTRAINT fk_requests_image_id FOREIGN KEY(image_id) REFERENCES images (id) ON DELETE RESTRICT,
     CONSTRAINT uq_requests_idempotency_key UNIQUE (idempotency_key)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
+CREATE INDEX ix_requests_came_from_id ON requests (came_from_id);
+
 CREATE INDEX ix_requests_expires ON requests (expires);
+
+CREATE INDEX ix_requests_owner_id ON requests (owner_id);
 
 CREATE INDEX ix_requests_queue ON requests (state, criteria, queue_key, id);
 
@@ -239,6 +345,9 @@ CREATE TABLE server_presence (
     seen DATETIME(6) NOT NULL COMMENT 'by its own clock',
     workers INTEGER NOT NULL,
     busy INTEGER NOT NULL,
+    group_name VARCHAR(64) COMMENT 'its servers take over from one another',
+    takeover_after DOUBLE COMMENT 'seconds of silence after which they do',
+    losses BIGINT NOT NULL COMMENT 'how often others took over from it' DEFAULT '0',
     CONSTRAINT pk_server_presence PRIMARY KEY (imaging_server_id),
     CONSTRAINT fk_server_presence_imaging_server_id FOREIGN KEY(imaging_server_id) REFERENCES imaging_servers (id) ON DELETE CASCADE
 )ENGINE=InnoDB CHARSET=utf8mb4;
@@ -267,7 +376,7 @@ CREATE TABLE device_requests (
 
 CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
-INSERT INTO alembic_version (version_num) VALUES ('0003');
+INSERT INTO alembic_version (version_num) VALUES ('0009_0003');
 
 -- The procedures of a MySQL or MariaDB database, of any name. A statement ends with a line that holds only two slashes;
 -- the migrations rely on that, and DELIMITER tells the command-line client. Comments stay outside of the procedures:
@@ -354,21 +463,31 @@ BEGIN
 END
 //
 
--- For rsyslog: a line that a device logged. Lines of unknown devices are dropped; a time that is none, or that no
--- partition is kept for, becomes now; when that is for want of today's partition, because nobody called for days, it is
--- made first.
+-- For rsyslog: a line that a device logged, at a time in UTC. Lines of unknown devices are dropped; a time that is none,
+-- or that no partition is kept for, becomes now; when that is for want of today's partition, because nobody called for
+-- days, it is made first. Whatever the line holds, it is no error, which would be the end of the line: the parameters take
+-- any bytes, in whatever characters the caller's connection has, and what is not UTF-8 is read as Latin-1. By way of UTF-16
+-- because utf8mb4 lets half a surrogate pair pass, which readers choke on.
 DROP PROCEDURE IF EXISTS insert_device_log_entry
 //
-CREATE PROCEDURE insert_device_log_entry(device VARCHAR(255), logged_at VARCHAR(64), log_source VARCHAR(255), log_message TEXT)
+CREATE PROCEDURE insert_device_log_entry(device LONGBLOB, logged_at LONGBLOB, log_source LONGBLOB, log_message LONGBLOB)
 BEGIN
-    DECLARE logged_by INT UNSIGNED DEFAULT (SELECT id FROM devices WHERE name = SUBSTRING_INDEX(device, '.', 1));
+    DECLARE zone VARCHAR(64) DEFAULT @@SESSION.time_zone;
+    DECLARE logged_by INT UNSIGNED DEFAULT (
+        SELECT id FROM devices WHERE name = CONVERT(SUBSTRING_INDEX(LEFT(device, 256), '.', 1) USING latin1));
     DECLARE moment DATETIME DEFAULT NULL;
+    DECLARE source_text, message_text LONGTEXT CHARACTER SET utf8mb4 DEFAULT NULL;
     IF logged_by IS NOT NULL THEN
+        SET time_zone = '+00:00';
         BEGIN
-            DECLARE CONTINUE HANDLER FOR 1292 SET moment = NULL;
-            SET moment = CAST(logged_at AS DATETIME);
+            DECLARE CONTINUE HANDLER FOR SQLEXCEPTION BEGIN END;
+            SET moment = CAST(CONVERT(LEFT(logged_at, 64) USING latin1) AS DATETIME);
+            SET source_text = CONVERT(CONVERT(CONVERT(log_source USING utf8mb4) USING utf16) USING utf8mb4);
+            SET message_text = CONVERT(CONVERT(CONVERT(log_message USING utf8mb4) USING utf16) USING utf8mb4);
         END;
-        IF moment IS NULL OR moment < NOW() - INTERVAL 14 DAY THEN
+        SET source_text = LEFT(COALESCE(source_text, CONVERT(log_source USING latin1), ''), 32);
+        SET message_text = LEFT(TRIM(COALESCE(message_text, CONVERT(log_message USING latin1), '')), 16000);
+        IF moment IS NULL OR moment < NOW() - INTERVAL 14 DAY OR moment >= CURRENT_DATE() + INTERVAL 2 DAY THEN
             SET moment = NOW();
         END IF;
         BEGIN
@@ -376,11 +495,12 @@ BEGIN
             BEGIN
                 CALL update_log_partitions('device_logs', 14, 1);
                 INSERT INTO device_logs (device_id, ts, source, message)
-                    VALUES (logged_by, NOW(), LEFT(log_source, 32), TRIM(log_message));
+                    VALUES (logged_by, NOW(), source_text, message_text);
             END;
             INSERT INTO device_logs (device_id, ts, source, message)
-                VALUES (logged_by, moment, LEFT(log_source, 32), TRIM(log_message));
+                VALUES (logged_by, moment, source_text, message_text);
         END;
+        SET time_zone = zone;
     END IF;
 END
 //

@@ -20,7 +20,7 @@ from flask import Response
 from flask import request as flask_request
 from flask.testing import FlaskClient
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from werkzeug.test import TestResponse
 
 from mozpool.apikit import OPERATION, ErrorAnswer
@@ -61,7 +61,7 @@ class Server:
         elif answer.status_code >= 400:
             said = answer.get_json()
             self._check(place, ErrorAnswer, {"error": said["error"]})
-        elif answer.status_code == 200 and "response" in spec:
+        elif answer.status_code == 200 and "response" in spec and answer.mimetype != view.__dict__[OPERATION].media:
             self._check(place, spec["response"]["schema"], answer.get_json())
         return answer
 
@@ -163,15 +163,24 @@ def server(database_url: str, directory: Path, *, count: int = 3, **changes: Any
     for section, values in changes.items():
         sections.setdefault(section, {}).update(values)
     for section, values in sections.items():
-        settings = replace(settings, **{section: replace(getattr(settings, section), **values)})
+        before: Any = getattr(settings, section)
+        after: Any = values if isinstance(before, Mapping) else replace(before, **values)
+        settings = replace(settings, **{section: after})
     daemon = Daemon(settings, rng=random.Random(1))
     try:
-        daemon.database.run(lambda conn: testdata.fill(conn, settings, count, NO_RELAY, "ready"))
+        daemon.database.run(lambda conn: _fill(conn, settings, count))
         made = Server(daemon, create_app(daemon.services))
         yield made
         assert made.undocumented == []
     finally:
         daemon.stop()
+
+
+def _fill(conn: Connection, settings: Settings, count: int) -> None:
+    """Make devices at addresses where nobody answers: a pool that another test has up may have those of testdata."""
+    testdata.fill(conn, settings, count, NO_RELAY, "ready")
+    address = tables.devices.c.address
+    conn.execute(update(tables.devices).values(address=func.replace(address, "127.11.", "127.254.")))
 
 
 def add_relay_board(server: Server, name: str, fqdn: str, server_id: int | None = None) -> None:

@@ -3,7 +3,6 @@
 
 """Databases for tests: real ones, empty and up to date, thrown away afterwards."""
 
-import os
 import random
 import shutil
 import time
@@ -20,6 +19,7 @@ from mozpool.db import schema
 from mozpool.db.engine import Database
 from mozpool.db.tables import metadata
 from tests.mariadb import READY_WITHIN, MariaDB, missing, running
+from tests.processes import needs
 
 if TYPE_CHECKING:
     from tests.app_fixtures import Server
@@ -35,11 +35,7 @@ def open_database(url: str) -> Database:
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariaDB]:
     """A MariaDB server that all tests of this run share."""
-    reason = missing()
-    if reason and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
+    needs(missing())
     with running() as server:
         yield server
 

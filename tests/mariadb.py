@@ -27,7 +27,7 @@ READY_WITHIN = 60.0
 def missing() -> str | None:
     """Why no server can be started here, or None when one can."""
     for program in ("mariadbd", "mariadb-install-db"):
-        if _program(program) is None:
+        if find_program(program) is None:
             return f"{program} is not installed (Debian package mariadb-server)"
     return None
 
@@ -44,18 +44,17 @@ class MariaDB:
         self.durable = durable
         self._process: subprocess.Popen[bytes] | None = None
         self._log = directory / "server.log"
+        self.socket = directory / "s.sock"
+        """Where it listens besides its port."""
         user = pwd.getpwuid(os.geteuid()).pw_name
-        data = directory / "data"
-        self._common = ["--no-defaults", f"--user={user}", f"--datadir={data}", "--innodb-log-file-size=16M"]
-        install = [
-            str(_program("mariadb-install-db")),
-            *self._common,
-            "--auth-root-authentication-method=normal",
-            "--skip-test-db",
-            "--skip-name-resolve",
+        self._common = [
+            "--no-defaults",
+            f"--user={user}",
+            f"--datadir={directory / 'data'}",
+            f"--tmpdir={directory}",
+            "--innodb-log-file-size=16M",
         ]
-        with self._log.open("ab") as log:
-            subprocess.run(install, check=True, stdout=log, stderr=log, timeout=120)
+        install(directory, self._common, self._log)
         # Without this socket the port would be free until the server listens, and between a stop and a start: for
         # any other socket of this machine. It doesn't listen, so it is in nobody's way.
         self._reservation = socket.socket()
@@ -67,13 +66,12 @@ class MariaDB:
         """Start the server and wait until it answers."""
         fast = ["--innodb-flush-log-at-trx-commit=0", "--innodb-flush-method=nosync", "--innodb-doublewrite=0"]
         arguments = [
-            str(_program("mariadbd")),
+            str(find_program("mariadbd")),
             *self._common,
-            f"--socket={self.directory / 's.sock'}",
+            f"--socket={self.socket}",
             f"--pid-file={self.directory / 'pid'}",
             f"--port={self.port}",
             "--bind-address=127.0.0.1",
-            f"--tmpdir={self.directory}",
             "--skip-name-resolve",
             "--innodb-buffer-pool-size=64M",
             "--performance-schema=OFF",
@@ -164,6 +162,21 @@ def running(*, durable: bool = False) -> Iterator[MariaDB]:
             server.close()
 
 
-def _program(name: str) -> str | None:
+def install(directory: Path, common: list[str], log: Path) -> None:
+    """Make a fresh data directory.
+
+    ``common``: the arguments that the server will get too. A server that starts removes all temporary tables that it
+    finds in its ``--tmpdir``: with one in common, servers that start at the same time take them from each other.
+    """
+    program = str(find_program("mariadb-install-db"))
+    command = [program, *common, "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
+    with log.open("ab") as output:
+        done = subprocess.run(command, stdout=output, stderr=output, cwd=directory, timeout=2 * READY_WITHIN)
+    if done.returncode:
+        raise RuntimeError(f"mariadb-install-db failed:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program, also of those that only root has on PATH; None when it is not installed."""
     path = os.environ.get("PATH", os.defpath)
     return shutil.which(name, path=os.pathsep.join((path, "/usr/sbin", "/usr/local/sbin")))

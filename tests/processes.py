@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
+from pathlib import Path
+
+import pytest
 
 
 def free_port() -> int:
@@ -28,7 +32,37 @@ def end(process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
         process.wait()
 
 
+def needs(what: str | None) -> None:
+    """Skip the test when something is missing, said in words; where everything has to be there, it fails."""
+    if what and os.environ.get("CI") == "true":
+        pytest.fail(what)
+    if what:
+        pytest.skip(what)
+
+
 def default_signals() -> None:
     """For a child before it starts: what started the tests may ignore signals that it is to be tried with."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+
+
+def children(pid: int) -> list[int]:
+    """Ids of the processes that a process has started and that still are."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -7,24 +7,34 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from apiflask import APIBlueprint
 from flask import Response, current_app
+from sqlalchemy import Connection
 
 from mozpool import apikit
 from mozpool.apikit import Elsewhere, Empty, Input, Log, LogQuery, answer, endpoint, site
 from mozpool.bmm import schemas
 from mozpool.bmm.service import BMM
 from mozpool.db import devices, images, logs, relay_boards
-from mozpool.db.devices import Device
+from mozpool.db.devices import Device, DeviceName
+from mozpool.db.images import HardwareType
 from mozpool.db.relay_boards import RelayBoard
 from mozpool.db.tables import device_logs
 from mozpool.effects import Effects
-from mozpool.errors import BadInput, DatabaseAway, HardwareError, MozpoolError, NotFound, Unprocessable
+from mozpool.errors import (
+    BadInput,
+    Conflict,
+    DatabaseAway,
+    HardwareError,
+    MozpoolError,
+    NotFound,
+    NotOurs,
+    Unprocessable,
+)
 from mozpool.lanes import Lanes
 from mozpool.logbook import Logbook
 
@@ -38,6 +48,10 @@ FRESH = 1.0
 """Seconds for which all who ask for the switches are shown the same."""
 
 
+MANY = 500
+"""When more devices than so many have changed, all are read."""
+
+
 @dataclass(frozen=True)
 class Switch:
     """A relay board or another power switch, and what hangs on it."""
@@ -47,6 +61,8 @@ class Switch:
     """How many devices hang on it."""
     waiting: int
     """How many of them wait for it to work again, as far as this server knows."""
+    names: Sequence[str] = ()
+    """Their names."""
 
 
 class Hardware:
@@ -61,28 +77,63 @@ class Hardware:
         self._lock = threading.Lock()
         self._switches: list[Switch] = []
         self._looked: float | None = None
+        self._stamp: str | None = None
+        self._kinds: list[HardwareType] = []
+        self._placed: dict[int, tuple[int, str, str | None]] = {}
 
-    def switches(self) -> list[Switch]:
-        """All power switches that have a row, sorted by name; looked up at most every second. Raises DatabaseAway."""
+    def switches(self, stamp: str | None = None) -> list[Switch]:
+        """All power switches that have a row, sorted by name. Raises DatabaseAway.
+
+        They are looked up at most every second, or where ``stamp`` tells whether anything has changed, when it has.
+        """
         with self._lock:
             now = site().clock.monotonic()
-            if self._looked is None or now - self._looked >= FRESH:
+            old = self._looked is None or now - self._looked >= FRESH if stamp is None else stamp != self._stamp
+            if old:
                 self._switches = self._look()
-                self._looked = now
+                self._looked, self._stamp = now, stamp
             return self._switches
 
     def _look(self) -> list[Switch]:
         with site().database.read() as conn:
             boards = relay_boards.find(conn)
-            rows = devices.find(conn)
-        on_lane: Counter[str] = Counter()
-        for row in rows:
-            try:
-                on_lane[self.bmm.power_lane(row)] += 1
-            except MozpoolError:
-                continue  # nobody can switch it
-        held = self._effects.held()
-        return [Switch(board, on_lane[board.lane], len(held.get(board.lane, ()))) for board in boards]
+            placed = self._place(conn)
+        on_lane: defaultdict[str, list[str]] = defaultdict(list)
+        for _version, name, lane in placed.values():
+            if lane is not None:
+                on_lane[lane].append(name)
+        waiting = self.waiting()
+        return [
+            Switch(board, len(on_lane[board.lane]), waiting.get(board.lane, 0), on_lane[board.lane]) for board in boards
+        ]
+
+    def _place(self, conn: Connection) -> dict[int, tuple[int, str, str | None]]:
+        """Device id → version, name and lane of its power (None: nobody can switch it).
+
+        Of thousands of devices only those are read that have changed since the last time.
+        """
+        kinds = images.known_hardware(conn)
+        if kinds != self._kinds:
+            self._kinds, self._placed = kinds, {}
+        now = devices.versions(conn)
+        before = self._placed
+        changed = [number for number, version in now.items() if number not in before or before[number][0] != version]
+        found = devices.find(conn) if len(changed) > MANY else devices.with_ids(conn, changed)
+        new = {row.id: (row.version, row.name, self._lane(row)) for row in found}
+        self._placed = {
+            number: new.get(number) or before[number] for number in now if number in new or number in before
+        }
+        return self._placed
+
+    def _lane(self, device: Device) -> str | None:
+        try:
+            return self.bmm.power_lane(device)
+        except MozpoolError:
+            return None
+
+    def waiting(self) -> dict[str, int]:
+        """Lane → how many devices wait for it to work again, as far as this server knows."""
+        return {lane: len(held) for lane, held in self._effects.held().items()}
 
     def retry(self, board: RelayBoard) -> None:
         """Have a switch tried at once; its row tells what came of it. Returns before it was."""
@@ -97,10 +148,11 @@ class Hardware:
                 self.bmm.test_power(board.lane)
             except MozpoolError as error:
                 state = "suspect" if board.state == "ok" else board.state
-                reason = error.reason if isinstance(error, HardwareError) else error.message
+                reason = _reason(error)
             now = here.clock.now()
             here.database.run(
-                lambda conn: relay_boards.set_state_by_lane(conn, board.lane, state, reason, now, here.server_id)
+                lambda conn: relay_boards.set_state_by_lane(conn, board.lane, state, reason, now, here.server_id),
+                repeatable=True,
             )
 
         self._workers.submit(board.lane, look, f"test of {board.name}")
@@ -110,8 +162,9 @@ class Hardware:
 
         def run() -> None:
             try:
-                work()
-            except (HardwareError, DatabaseAway) as error:
+                with self.bmm.occupied(device.id, device.name, what):
+                    work()
+            except (HardwareError, DatabaseAway, NotOurs) as error:
                 self.note(device, f"{what} failed: {error.message}", logging.WARNING)
             else:
                 self.note(device, f"{what} done")
@@ -126,7 +179,7 @@ class Hardware:
         except HardwareError as error:
             raise Unprocessable(error.message) from error
 
-    def note(self, device: Device, message: str, level: int = logging.INFO) -> None:
+    def note(self, device: Device | DeviceName, message: str, level: int = logging.INFO) -> None:
         """Write a line into a device's log."""
         self._logbook.add("device", device.id, device.name, "bmm", message, level=level)
 
@@ -169,8 +222,9 @@ def power_cycle(name: str) -> Response:
         if len(body.boot_config.encode()) > apikit.MAX_TEXT:
             raise BadInput(f"boot_config: is longer than {apikit.MAX_TEXT} bytes", field="boot_config")
         values["next_boot_config"] = body.boot_config
-    site().database.run(lambda conn: devices.set_attributes(conn, device.id, **values))
+    site().database.run(lambda conn: devices.set_attributes(conn, device.id, **values), repeatable=True)
     bmm, again = hardware().bmm, _reader(device)
+    bmm.boot_once(device.id, body.once and body.pxe_config is not None)
 
     def work() -> None:
         row = again()
@@ -197,19 +251,26 @@ def clear_pxe(name: str) -> Response:
     """Let a device boot from its own storage from now on."""
     apikit.json_body()
     device = apikit.own_device(name)
-    site().database.run(lambda conn: devices.set_attributes(conn, device.id, pxe_config=None))
+    site().database.run(lambda conn: devices.set_attributes(conn, device.id, pxe_config=None), repeatable=True)
     hardware().bmm.sync_boot(apikit.read_device(device.name))
     hardware().note(device, "PXE config cleared")
     return answer({})
 
 
 def _reader(device: Device) -> Callable[[], Device]:
-    """Reads the device again, from a worker: it may have changed while the work waited."""
-    database = site().database
+    """Reads the device again, from a worker: it, or its owner, may have changed while the work waited.
+
+    What it returns raises NotOurs when this server does not act on the device any more.
+    """
+    here = site()
 
     def read() -> Device:
-        with database.read() as conn:
-            return devices.get(conn, device.id) or device
+        here.lease.look()
+        with here.database.read() as conn:
+            found = devices.get(conn, device.id) or device
+        if found.owner_id != here.server_id:
+            raise NotOurs(found.name, found.owner)
+        return found
 
     return read
 
@@ -248,13 +309,22 @@ def relay_list() -> Response:
     return answer({"relays": shown})
 
 
+def _reason(error: MozpoolError) -> str:
+    """What went wrong with a switch, whose name the reader knows."""
+    return error.reason if isinstance(error, HardwareError) else error.message
+
+
 def _own_relay_board(name: str) -> RelayBoard:
     """The switch, which this server may act on. Raises NotFound, Elsewhere."""
-    with site().database.read() as conn:
+    here = site()
+    with here.database.read() as conn:
         board = relay_boards.by_name(conn, name)
-    if board is None:
-        raise NotFound(f"there is no relay board {name[:64]}", field="relay")
-    if board.imaging_server != site().settings.server.fqdn:
+        if board is None:
+            raise NotFound(f"there is no relay board {name[:64]}", field="relay")
+        server_id = images.imaging_server_id(conn, board.imaging_server)
+    # Servers of a group reach the same boards.
+    lost = server_id is not None and here.presence.in_group(server_id) and here.presence.state_of(server_id) != "up"
+    if board.imaging_server != here.settings.server.fqdn and not lost:
         raise Elsewhere(board.imaging_server)
     return board
 
@@ -268,7 +338,7 @@ def relay_test(name: str) -> Response:
     except DatabaseAway:
         raise
     except MozpoolError as error:
-        return answer({"success": False, "reason": error.message})
+        return answer({"success": False, "reason": _reason(error)})
     return answer({"success": True})
 
 
@@ -293,22 +363,21 @@ def device_log(name: str) -> Response:
     hardware().write_log()
     with site().database.read() as conn:
         key = apikit.device_key(conn, name)
-        since = None if query.timeperiod is None else site().clock.now() - timedelta(seconds=query.timeperiod)
-        limit = 100 if query.limit is None and since is None else query.limit
-        lines = logs.latest(conn, device_logs, key.id, limit=limit, since=since)
+        lines = logs.latest(conn, device_logs, key.id, **apikit.which_lines(query, site().clock.now()))
     return answer({"log": apikit.log_lines(lines)})
 
 
 @endpoint(
     blueprint,
     "/device/<name>/bootconfig/",
-    answers="The boot config of the image that is being installed: as it was asked for, usually a JSON object.",
+    answers="The boot config of the image that is being installed: as it was asked for, usually a JSON object. "
+    "`%URL%`, `%IPADDRESS%` and `%DEVICE%` in it are replaced as in PXE configs.",
     errors=[404],
 )
 def bootconfig(name: str) -> Response:
     """Boot config of the image that is being installed, for the live image; on any server."""
     device = apikit.read_device(name)
-    return Response(device.next_boot_config or "{}", mimetype="application/json")
+    return Response(hardware().bmm.boot_config(device), mimetype="application/json")
 
 
 @endpoint(
@@ -318,13 +387,17 @@ def bootconfig(name: str) -> Response:
     answers=Empty,
     body=schemas.CommentsBody,
     example={"comments": "the screen flickers"},
-    errors=[400, 404],
+    errors=[400, 404, 409],
 )
 def set_comments(name: str) -> Response:
     """Replace the comments on a device."""
     body = apikit.parse(schemas.CommentsBody, apikit.json_body())
     device = apikit.read_device(name)
-    site().database.run(lambda conn: devices.set_attributes(conn, device.id, comments=body.comments or None))
+    comments, was = body.comments or None, body.was
+    if was is None:
+        site().database.run(lambda conn: devices.set_attributes(conn, device.id, comments=comments), repeatable=True)
+    elif not site().database.run(lambda conn: devices.replace_comments(conn, device.id, comments, was)):
+        raise Conflict(f"somebody has changed the comments on {device.name} meanwhile", field="comments")
     return answer({})
 
 
@@ -341,7 +414,9 @@ def set_environment(name: str) -> Response:
     """Put a device into an environment."""
     body = apikit.parse(schemas.EnvironmentBody, apikit.json_body())
     device = apikit.read_device(name)
-    site().database.run(lambda conn: devices.set_attributes(conn, device.id, environment=body.environment))
+    site().database.run(
+        lambda conn: devices.set_attributes(conn, device.id, environment=body.environment), repeatable=True
+    )
     hardware().note(device, f"environment {device.environment} -> {body.environment}")
     site().device_changed()
     return answer({})
@@ -360,50 +435,8 @@ def set_labels(name: str) -> Response:
     """Replace the labels of a device."""
     body = apikit.parse(schemas.LabelsBody, apikit.json_body())
     device = apikit.read_device(name)
-    site().database.run(lambda conn: devices.set_labels(conn, device.id, body.labels))
+    site().database.run(lambda conn: devices.set_labels(conn, device.id, body.labels), repeatable=True)
     shown = ", ".join(f"{key}={value}" for key, value in sorted(body.labels.items()))
     hardware().note(device, f"labels: {shown or 'none'}"[:1000])
     site().device_changed()
     return answer({})
-
-
-@endpoint(blueprint, "/environment/list/", answers=schemas.EnvironmentList)
-def environment_list() -> Response:
-    """List of environments that devices are in."""
-    with site().database.read() as conn:
-        return answer({"environments": devices.environments(conn)})
-
-
-# --- PXE configs ---
-
-
-@endpoint(blueprint, "/bmm/pxe_config/list/", answers=schemas.PxeConfigList, query=schemas.PxeConfigListQuery)
-def pxe_config_list() -> Response:
-    """List of PXE configs."""
-    query = apikit.query(schemas.PxeConfigListQuery)
-    with site().database.read() as conn:
-        return answer({"pxe_configs": images.pxe_config_names(conn, active_only=query.active_only)})
-
-
-@endpoint(blueprint, "/bmm/pxe_config/<name>/details/", answers=schemas.PxeConfigAnswer, errors=[404])
-def pxe_config_details(name: str) -> Response:
-    """A PXE config."""
-    with site().database.read() as conn:
-        config = images.pxe_config(conn, name)
-        if config is None:
-            raise NotFound(f"there is no PXE config {name[:64]}", field="pxe_config")
-        uses = images.pxe_config_uses(conn, config.id)
-    details = {
-        "id": config.id,
-        "name": config.name,
-        "description": config.description,
-        "contents": config.contents,
-        "content": config.contents,
-        "version": 1,
-        "active": config.active,
-        "used_for": [
-            {"image": image, "hardware_type": hardware_type, "hardware_model": model}
-            for image, hardware_type, model in uses
-        ],
-    }
-    return answer({"details": details})

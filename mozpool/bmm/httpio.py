@@ -39,10 +39,11 @@ class CallError(requests.RequestException):
 class DeadlineAdapter(HTTPAdapter):
     """What :func:`session` puts under ``requests``: a new connection for each call, without proxies."""
 
-    def __init__(self, deadline: Deadline) -> None:
-        """All calls together are over by ``deadline``."""
+    def __init__(self, deadline: Deadline, answer_limit: int = ANSWER_LIMIT) -> None:
+        """All calls together are over by ``deadline``; an answer has at most so many bytes."""
         super().__init__()
         self._deadline = deadline
+        self._limit = answer_limit
 
     def send(
         self,
@@ -59,9 +60,10 @@ class DeadlineAdapter(HTTPAdapter):
         try:
             port = url.port or (443 if secure else 80)
             with Connection(url.hostname or "", port, self._deadline) as connection:
-                wire: _Wire = _Wire(connection, self._deadline)
+                wire: _Wire = _Wire(connection, self._deadline, self._limit)
                 if secure:
-                    wire = _SecureWire(connection, self._deadline, _certificates(bool(verify)), url.hostname or "")
+                    certificates, host = _certificates(bool(verify)), url.hostname or ""
+                    wire = _SecureWire(connection, self._deadline, self._limit, certificates, host)
                 wire.send(_bytes_of(request, url.netloc.rpartition("@")[2]))
                 answer, body = _read(wire, request.method)
         except PeerError as e:
@@ -70,6 +72,8 @@ class DeadlineAdapter(HTTPAdapter):
             raise CallError(f"its certificate is not good: {e.verify_message}") from e
         except ssl.SSLError as e:
             raise CallError(f"TLS failed: {e.reason or 'the connection was closed'}") from e
+        except http.client.RemoteDisconnected as e:
+            raise CallError("closed the connection without an answer") from e
         except (http.client.HTTPException, ValueError) as e:
             # Their messages quote what arrived, at any length; the kind of fault is what a reader needs.
             raise CallError(f"what it answered is not HTTP ({type(e).__name__})") from e
@@ -86,13 +90,13 @@ class DeadlineAdapter(HTTPAdapter):
         return self.build_response(request, response)
 
 
-def session(deadline: Deadline) -> requests.Session:
+def session(deadline: Deadline, answer_limit: int = ANSWER_LIMIT) -> requests.Session:
     """A session whose calls, all together, are over by ``deadline``; they raise CallError. The environment's proxies
-    and ``.netrc`` play no part."""
+    and ``.netrc`` play no part. An answer of more than ``answer_limit`` bytes is given up."""
     made = requests.Session()
     made.trust_env = False
     made.headers["Accept-Encoding"] = "identity"
-    adapter = DeadlineAdapter(deadline)
+    adapter = DeadlineAdapter(deadline, answer_limit)
     for prefix in ("http://", "https://"):
         made.mount(prefix, adapter)
     return made
@@ -116,9 +120,12 @@ def _read(wire: _Wire, method: str | None) -> tuple[http.client.HTTPResponse, by
     answer = http.client.HTTPResponse(wire, method=method)  # type: ignore[arg-type]
     with answer:
         answer.begin()
-        body = answer.read(ANSWER_LIMIT + 1)
-        if len(body) > ANSWER_LIMIT:
-            raise PeerError(f"answered more than {ANSWER_LIMIT} bytes")
+        if wire.ended:
+            # Taken as it is, it would be an answer without a body, and with as many headers as came.
+            raise PeerError("closed the connection within its answer")
+        body = answer.read(wire.limit + 1)
+        if len(body) > wire.limit:
+            raise PeerError(f"answered more than {wire.limit} bytes")
         if answer.length:
             raise PeerError("closed the connection within its answer")
     return answer, body
@@ -133,16 +140,35 @@ def _certificates(verify: bool) -> ssl.SSLContext:
     return context
 
 
+class _Lines(io.BufferedReader):
+    """Notes when a line is read where nothing more comes."""
+
+    ended = False
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        self.ended = self.ended or not line
+        return line
+
+
 class _Wire(io.RawIOBase):
     """The bytes of one connection, as a file; each read and write gets what is left of the deadline."""
 
-    def __init__(self, connection: Connection, deadline: Deadline) -> None:
+    def __init__(self, connection: Connection, deadline: Deadline, limit: int) -> None:
         self._connection = connection
         self._deadline = deadline
+        self.limit = limit
         self._received = 0
+        self._file: _Lines | None = None
 
     def makefile(self, *_mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
+        self._file = _Lines(self)
+        return self._file
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other end closed the connection where another line was expected."""
+        return self._file is not None and self._file.ended
 
     def send(self, data: bytes) -> None:
         self._connection.send(data, self._deadline)
@@ -154,8 +180,8 @@ class _Wire(io.RawIOBase):
         data = self._receive(len(buffer))
         # Headers count too, and they may be many: http.client limits only their number and lengths.
         self._received += len(data)
-        if self._received > 2 * ANSWER_LIMIT:
-            raise PeerError(f"answered more than {2 * ANSWER_LIMIT} bytes")
+        if self._received > 2 * self.limit:
+            raise PeerError(f"answered more than {2 * self.limit} bytes")
         buffer[: len(data)] = data
         return len(data)
 
@@ -166,8 +192,10 @@ class _Wire(io.RawIOBase):
 class _SecureWire(_Wire):
     """The same through TLS. Python's TLS over a socket would count its time limit anew with every piece."""
 
-    def __init__(self, connection: Connection, deadline: Deadline, context: ssl.SSLContext, host: str) -> None:
-        super().__init__(connection, deadline)
+    def __init__(
+        self, connection: Connection, deadline: Deadline, limit: int, context: ssl.SSLContext, host: str
+    ) -> None:
+        super().__init__(connection, deadline, limit)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)

@@ -12,15 +12,26 @@ device, operation and reason, never a bare ``False``.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mozpool import config
 from mozpool.clock import Clock, Deadline
+from mozpool.errors import BadInput
 
 NO_MAC = "000000000000"
 """The MAC address of a device whose MAC address nobody knows: it cannot boot from the network."""
+
+_MAC = re.compile(r"[0-9a-f]{12}|[0-9a-f]{2}(?:([:-])[0-9a-f]{2})(?:\1[0-9a-f]{2}){4}")
+
+
+def mac_address(text: str, field: str) -> str:
+    """A MAC address as it is stored: twelve lower-case hex digits. Raises BadInput, which calls the value ``field``."""
+    if not _MAC.fullmatch(text.lower()):
+        raise BadInput.value(field, text, "a MAC address such as aabbccddeeff or aa:bb:cc:dd:ee:ff")
+    return re.sub("[:-]", "", text.lower())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import selectors
 import socket
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,21 +33,9 @@ class PeerError(Exception):
 class Connection:
     """A TCP connection to one peer. A context manager that closes it; used by one thread at a time."""
 
-    def __init__(self, host: str, port: int, deadline: Deadline) -> None:
-        """Connect to ``host`` (a name or an IP address), trying all its addresses. Raises PeerError."""
-        addresses = resolve(host, port, deadline)
-        problem = PeerError(f"the host name {host!r} has no address")
-        for tried, (family, address) in enumerate(addresses):
-            # Shared out evenly, so that an address that swallows everything leaves time for the next one.
-            attempt = deadline.within(deadline.remaining() / (len(addresses) - tried))
-            try:
-                self._socket = _connect(family, address, attempt)
-                return
-            except TimeoutError:
-                problem = PeerError(f"no connection within {_seconds(deadline)}")
-            except OSError as e:
-                problem = PeerError(f"no connection: {_reason(e)}")
-        raise problem
+    def __init__(self, host: str, port: int, deadline: Deadline, *, source: str | None = None) -> None:
+        """Connect as :func:`connect` does. Raises PeerError."""
+        self._watch_over(connect(host, port, deadline, source=source), deadline)
 
     @classmethod
     def that_speaks(cls, host: str, port: int, deadline: Deadline, every: float = NEXT_ATTEMPT) -> Self:
@@ -57,8 +45,14 @@ class Connection:
         taken: what was begun while a board was booting may hang long after the board is up.
         """
         connection = cls.__new__(cls)
-        connection._socket = _first_to_speak(resolve(host, port, deadline), host, deadline, every)
+        connection._watch_over(_first_to_speak(resolve(host, port, deadline), host, deadline, every), deadline)
         return connection
+
+    def _watch_over(self, sock: socket.socket, deadline: Deadline) -> None:
+        """It ends with the lease that ``deadline`` may belong to, even if this process is frozen."""
+        self._socket = sock
+        self._guard = ExitStack()
+        self._guard.enter_context(deadline.guard(sock))
 
     def __enter__(self) -> Self:
         return self
@@ -70,6 +64,7 @@ class Connection:
 
     def close(self) -> None:
         """End the connection. Closing it twice is fine."""
+        self._guard.close()
         self._socket.close()
 
     def send(self, data: bytes, deadline: Deadline) -> None:
@@ -87,13 +82,16 @@ class Connection:
 
         Raises PeerError.
         """
-        try:
-            _allow(self._socket, deadline)
-            return self._socket.recv(at_most)
-        except TimeoutError:
-            raise PeerError(f"no answer within {_seconds(deadline)}") from None
-        except OSError as e:
-            raise PeerError(f"lost the connection while waiting for an answer: {_reason(e)}") from e
+        while True:
+            try:
+                _allow(self._socket, deadline)
+                return self._socket.recv(at_most)
+            except TimeoutError:
+                if not deadline.expired:
+                    continue  # there is more time than there was: the deadline is a lease's, which was renewed
+                raise PeerError(f"no answer within {_seconds(deadline)}") from None
+            except OSError as e:
+                raise PeerError(f"lost the connection while waiting for an answer: {_reason(e)}") from e
 
     def unasked(self, seconds: float, at_most: int = 16) -> bytes:
         """What is there although nothing was asked, or comes within so many seconds (0: does not wait).
@@ -106,9 +104,30 @@ class Connection:
         return b""
 
 
-def _connect(family: socket.AddressFamily, address: Any, deadline: Deadline) -> socket.socket:
+def connect(host: str, port: int, deadline: Deadline, *, source: str | None = None) -> socket.socket:
+    """A socket that is connected to ``host`` (a name or an IP address), trying all its addresses. Raises PeerError.
+
+    IPv4 connections come from the address ``source``, if there is one.
+    """
+    addresses = resolve(host, port, deadline)
+    problem = PeerError(f"the host name {host!r} has no address")
+    for tried, (family, address) in enumerate(addresses):
+        # Shared out evenly, so that an address that swallows everything leaves time for the next one.
+        attempt = deadline.within(deadline.remaining() / (len(addresses) - tried))
+        try:
+            return _connect(family, address, attempt, source)
+        except TimeoutError:
+            problem = PeerError(f"no connection within {_seconds(deadline)}")
+        except OSError as e:
+            problem = PeerError(f"no connection: {_reason(e)}")
+    raise problem
+
+
+def _connect(family: socket.AddressFamily, address: Any, deadline: Deadline, source: str | None) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
+        if source is not None and family == socket.AF_INET:
+            sock.bind((source, 0))
         _allow(sock, deadline)
         sock.connect(address)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

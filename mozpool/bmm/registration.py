@@ -276,7 +276,7 @@ class Registrar:
         others = [other for other in there if device is None or other.id != device.id]
         if device is None:
             return self._add(conn, agent, source, others)
-        if device.imaging_server_id != self._server_id:
+        if self._server_id not in (device.imaging_server_id, device.owner_id):
             raise Conflict(f"{device.name}, which calls from {source}, is a device of {device.imaging_server}")
         return self._update(conn, agent, source, device, others)
 

@@ -92,6 +92,10 @@ class Registry:
         built = {name for kind, name in self._built if kind == interface}
         return sorted(built | set(self._known[interface]))
 
+    def usual(self, interface: str) -> str:
+        """The backend of ``power``, ``boot``, ``probe`` or ``agent`` for devices that name none."""
+        return self._defaults[interface]
+
     def _get(self, interface: str, name: str | None) -> object:
         name = self._defaults[interface] if name is None else name
         with self._lock:

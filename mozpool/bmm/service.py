@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from mozpool.bmm.backends.pxe import render
 from mozpool.bmm.interfaces import CommandResult, Target
@@ -15,7 +18,8 @@ from mozpool.clock import Clock, Deadline, Lock
 from mozpool.db import images
 from mozpool.db.devices import Device
 from mozpool.db.engine import Database
-from mozpool.errors import HardwareError
+from mozpool.errors import HardwareError, LeaseOver
+from mozpool.lease import Lease
 
 # Seconds that an operation may take in all, whatever its peer does (wire facts: ProXR relay boards, SUTAgent).
 TEST_LIMIT = 10.0
@@ -56,9 +60,21 @@ def _boots_by(device: Device) -> tuple[str | None, str]:
 class BMM:
     """All that can be done to hardware. Methods may be called from any thread; they raise HardwareError."""
 
-    def __init__(self, registry: Registry, database: Database, clock: Clock, ip_address: str, url: str) -> None:
-        """``ip_address`` and ``url`` are what ``%IPADDRESS%`` and ``%URL%`` in PXE configs stand for."""
+    def __init__(
+        self,
+        registry: Registry,
+        database: Database,
+        clock: Clock,
+        ip_address: str,
+        url: str,
+        lease: Lease | None = None,
+    ) -> None:
+        """``ip_address`` and ``url`` are what ``%IPADDRESS%`` and ``%URL%`` in PXE and boot configs stand for.
+
+        What changes something at a device is done within ``lease`` alone; None: nobody else would do it.
+        """
         self.registry = registry
+        self._lease = lease or Lease(clock, None)
         self._database = database
         self._clock = clock
         self._ip_address = ip_address
@@ -67,10 +83,60 @@ class BMM:
         self._placed: dict[int, Device] = {}
         """Devices as they were when boot files were written for them: their MAC address may change."""
         self._boot_locks: dict[int, Lock] = {}
+        self._doing: Counter[int] = Counter()
+        """Device id → how many operations are being done to it."""
+        self._let_go: set[int] = set()
+        self._once: set[int] = set()
+        """Devices whose PXE config is for one boot only."""
         self._lock = threading.Lock()
 
     def _deadline(self, seconds: float) -> Deadline:
         return Deadline(self._clock, seconds)
+
+    @contextmanager
+    def _acting(self, device: Device, operation: str, seconds: float) -> Iterator[Deadline]:
+        """Within the lease: what fails because that ends is neither the device's fault nor its switch's.
+
+        Raises LeaseOver.
+        """
+        with self.occupied(device.id, device.name, operation):
+            deadline = self._lease.acting(device.name, operation, seconds)
+            try:
+                yield deadline
+            except HardwareError as error:
+                if not self._lease.holds:
+                    raise LeaseOver(device.name, operation) from error
+                raise
+
+    # Whose device it is
+
+    @contextmanager
+    def occupied(self, device_id: int, name: str, operation: str) -> Iterator[None]:
+        """While this lasts, the device is not let go to another server. Raises LeaseOver when it has been."""
+        with self._lock:
+            if device_id in self._let_go:
+                raise LeaseOver(name, operation)
+            self._doing[device_id] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._doing[device_id] -= 1
+                if not self._doing[device_id]:
+                    del self._doing[device_id]
+
+    def let_go(self, device_id: int) -> bool:
+        """Do nothing to a device any more, which another server is about to get; False when something is being done."""
+        with self._lock:
+            if device_id in self._doing:
+                return False
+            self._let_go.add(device_id)
+            return True
+
+    def hold(self, device_ids: Iterable[int]) -> None:
+        """These devices are this server's after all, or again."""
+        with self._lock:
+            self._let_go.difference_update(device_ids)
 
     # Power
 
@@ -83,11 +149,13 @@ class BMM:
 
     def power_cycle(self, device: Device) -> None:
         """Cut the power and restore it."""
-        self.registry.power(_backend(device, "power")).power_cycle(target(device), self._deadline(POWER_LIMIT))
+        with self._acting(device, "power cycle", POWER_LIMIT) as deadline:
+            self.registry.power(_backend(device, "power")).power_cycle(target(device), deadline)
 
     def power_off(self, device: Device) -> None:
         """Cut the power."""
-        self.registry.power(_backend(device, "power")).power_off(target(device), self._deadline(POWER_LIMIT))
+        with self._acting(device, "power off", POWER_LIMIT) as deadline:
+            self.registry.power(_backend(device, "power")).power_off(target(device), deadline)
 
     def has_power(self, device: Device) -> bool | None:
         """Whether the device has power; None where nobody can tell."""
@@ -96,8 +164,9 @@ class BMM:
     def test_power(self, lane: str) -> None:
         """Two-way talk with the relay board, or another switch, behind a lane.
 
-        Raises LaneError, and BadInput for a lane that its backend does not understand.
+        Raises LaneError, LeaseOver, and BadInput for a lane that its backend does not understand.
         """
+        self._lease.acting(lane, "test", 0.0)  # a board that others need now is left alone
         self.registry.power(self._lane_backend(lane)).test(lane, self._deadline(TEST_LIMIT))
 
     def _lane_backend(self, lane: str) -> str | None:
@@ -124,10 +193,12 @@ class BMM:
                 return
             boot = self.registry.boot(_backend(device, "boot"))
             self._placed[device.id] = device
-            boot.set_config(target(device), text, self._deadline(BOOT_LIMIT))
+            with self._acting(device, "network boot", BOOT_LIMIT) as deadline:
+                boot.set_config(target(device), text, deadline)
 
     def _clear_boot(self, device: Device) -> None:
-        self.registry.boot(_backend(device, "boot")).clear(target(device), self._deadline(BOOT_LIMIT))
+        with self._acting(device, "network boot", BOOT_LIMIT) as deadline:
+            self.registry.boot(_backend(device, "boot")).clear(target(device), deadline)
         self._placed.pop(device.id, None)
 
     def _boot_text(self, device: Device) -> str | None:
@@ -138,7 +209,28 @@ class BMM:
             config = images.pxe_config(conn, name)
         if config is None:
             raise HardwareError(device.name, "network boot", f"PXE config {name} does not exist any more")
-        return render(config.contents, ip_address=self._ip_address, url=self._url, device=device.name)
+        return self.boot_text(config.contents, device.name)
+
+    def boot_text(self, contents: str, device: str) -> str:
+        """The text of a PXE config as a device of this server is given it."""
+        return render(contents, ip_address=self._ip_address, url=self._url, device=device)
+
+    def boot_once(self, device_id: int, once: bool) -> None:
+        """Whether a device's PXE config is for its next boot only."""
+        with self._lock:
+            (self._once.add if once else self._once.discard)(device_id)
+
+    def is_over(self, device_id: int) -> bool:
+        """Whether the boot that a PXE config was for has taken place; asked when the live image reports."""
+        with self._lock:
+            over = device_id in self._once
+            self._once.discard(device_id)
+            return over
+
+    def boot_config(self, device: Device) -> str:
+        """The boot config of the image that is being installed, with what stands for this server as in PXE configs."""
+        ip_address, url, name = (json.dumps(value)[1:-1] for value in (self._ip_address, self._url, device.name))
+        return render(device.next_boot_config or "{}", ip_address=ip_address, url=url, device=name)
 
     # Probe and agent
 
@@ -146,17 +238,19 @@ class BMM:
         """One attempt."""
         return self.registry.probe(_backend(device, "probe")).ping(target(device), self._deadline(PING_LIMIT))
 
-    def verify_agent(self, device: Device) -> None:
-        """One attempt to prove that the agent works."""
-        self.registry.agent(_backend(device, "agent")).verify(target(device), self._deadline(VERIFY_LIMIT))
+    def verify_agent(self, device: Device, seconds: float = VERIFY_LIMIT) -> None:
+        """One attempt to prove that the agent works, for at most so many seconds."""
+        self.registry.agent(_backend(device, "agent")).verify(target(device), self._deadline(seconds))
 
     def check_storage(self, device: Device) -> None:
         """Write and remove a file by the agent."""
-        self.registry.agent(_backend(device, "agent")).check_storage(target(device), self._deadline(STORAGE_LIMIT))
+        with self._acting(device, "storage check", STORAGE_LIMIT) as deadline:
+            self.registry.agent(_backend(device, "agent")).check_storage(target(device), deadline)
 
     def agent_reboot(self, device: Device) -> None:
         """Ask the agent to reboot the device."""
-        self.registry.agent(_backend(device, "agent")).reboot(target(device), self._deadline(REBOOT_LIMIT))
+        with self._acting(device, "reboot", REBOOT_LIMIT) as deadline:
+            self.registry.agent(_backend(device, "agent")).reboot(target(device), deadline)
 
     def agent_uptime(self, device: Device) -> float | None:
         """Seconds since the device booted, as its agent says; None when it can't tell."""
@@ -164,4 +258,5 @@ class BMM:
 
     def agent_run(self, device: Device, command: Sequence[str], seconds: float) -> CommandResult:
         """Run a command on the device, for at most so many seconds."""
-        return self.registry.agent(_backend(device, "agent")).run(target(device), command, self._deadline(seconds))
+        with self._acting(device, "command", seconds) as deadline:
+            return self.registry.agent(_backend(device, "agent")).run(target(device), command, deadline)

@@ -14,6 +14,8 @@ import click
 from sqlalchemy.exc import DBAPIError
 
 from mozpool import config
+from mozpool.bmm.interfaces import BackendContext
+from mozpool.bmm.registry import Registry
 from mozpool.clock import Clock
 from mozpool.db import schema
 from mozpool.db.engine import Database, reason
@@ -70,6 +72,28 @@ def must_be_up_to_date(database: Database) -> None:
     """Raise ClickException unless this version can work with the tables."""
     if not schema.serves(schema.current(database)):
         raise click.ClickException(f"{database.name} is not up to date: see `mozpool-db upgrade`.")
+
+
+@contextmanager
+def named(**options: str) -> Iterator[None]:
+    """What is wrong with a value is told by the name of its option; ``options`` are field → option.
+
+    Backends have options of their own names. Whatever is said of a field is wrong usage: raises BadInput.
+    """
+    try:
+        yield
+    except MozpoolError as error:
+        name = error.field or ""
+        interface = name.removeprefix("backends.")
+        option = f"--{interface}" if interface != name else options.get(name)
+        if option is None:
+            raise
+        raise BadInput(option + error.message.removeprefix(name), field=option) from error
+
+
+def registry() -> Registry:
+    """The backends that are installed."""
+    return Registry(BackendContext(Clock(), None))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,8 +15,18 @@ from typing import Any, TypeVar
 import click
 
 from mozpool import __version__, resources
-from mozpool.cli import catalogue, newdevice
-from mozpool.cli.common import Commands, must_be_up_to_date, open_database, table, todays_database, yes_or_no
+from mozpool.bmm import catalogue
+from mozpool.cli import newdevice
+from mozpool.cli.common import (
+    Commands,
+    must_be_up_to_date,
+    named,
+    open_database,
+    registry,
+    table,
+    todays_database,
+    yes_or_no,
+)
 from mozpool.db import images, schema
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -102,7 +112,7 @@ def check() -> None:
 
 def _backend_options(command: F) -> F:
     """Add an option for each interface that a device may name a backend for."""
-    for interface in reversed(newdevice.INTERFACES):
+    for interface in reversed(catalogue.INTERFACES):
         option = click.option(
             f"--{interface}", metavar="BACKEND", help=f"Its {interface} backend, if not the usual one."
         )
@@ -144,8 +154,9 @@ def add_hardware_type(hardware_type: str, model: str, **backends: str | None) ->
 
     Its backends are those of its devices that name none themselves; what it does not name is as [bmm] says.
     """
-    with todays_database() as (_settings, database):
-        database.run(lambda conn: catalogue.add_hardware_type(conn, hardware_type, model, backends))
+    names = {"type": "TYPE", "model": "MODEL"}
+    with todays_database() as (_settings, database), named(**names):
+        database.run(lambda conn: catalogue.add_hardware_type(conn, hardware_type, model, backends, registry()))
     click.echo(f"Added hardware type {hardware_type} {model}.")
 
 
@@ -184,7 +195,7 @@ def add_image(name: str, boot_config_keys: tuple[str, ...], reusable: bool, no_a
     What boots it on which hardware says `pxe-config assign`.
     """
     new = catalogue.NewImage(name, boot_config_keys, can_reuse=reusable, has_sut_agent=not no_agent, hidden=hidden)
-    with todays_database() as (_settings, database):
+    with todays_database() as (_settings, database), named(name="NAME", boot_config_keys="--boot-config-key"):
         database.run(lambda conn: catalogue.add_image(conn, new))
     click.echo(f"Added image {name}.")
 

@@ -72,6 +72,8 @@ def check() -> None:
     for name in settings.netboot.interfaces.split():
         if name not in present:
             problems.append(f"there is no network interface {name} ([netboot] interfaces)")
+    if _left_to_daemon(settings) and not settings.netboot.run_dnsmasq:
+        problems.append("[netboot] run_dnsmasq is false: in a group, dnsmasq is the daemon's ([server] group)")
     hosts: list[dnsmasq.Host] = []
     if dnsmasq.needs_boards(settings):
         try:
@@ -111,6 +113,11 @@ def run() -> None:
     """
     settings = load(click.get_current_context().obj)
     configure_logging(settings)
+    if _left_to_daemon(settings):
+        raise MozpoolError(
+            f"this server is in the group {settings.server.group}, whose members boot each other's boards: only the "
+            "daemon knows in time which ones. Set [netboot] run_dnsmasq = true, and run no mozpool-netboot"
+        )
     _prepare(settings)
     absent = service.missing(settings)
     if absent or (objections := service.objections(settings)):
@@ -130,6 +137,11 @@ def run() -> None:
             clock.wait(ending, None)
         finally:
             netboot.stop()
+
+
+def _left_to_daemon(settings: Settings) -> bool:
+    """Whether only the daemon may run dnsmasq: it alone knows in time which boards another server boots by now."""
+    return settings.server.group is not None and dnsmasq.needs_boards(settings)
 
 
 def _prepare(settings: Settings) -> list[Path]:

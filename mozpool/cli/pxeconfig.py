@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar
 
 import click
 
 from mozpool import __version__
-from mozpool.cli import catalogue
-from mozpool.cli.common import Commands, table, todays_database, yes_or_no
+from mozpool.apikit import MAX_COLUMN
+from mozpool.bmm import catalogue
+from mozpool.cli.common import Commands, named, table, todays_database, yes_or_no
 from mozpool.db import images
+from mozpool.db.engine import Database
 from mozpool.errors import BadInput
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,12 +62,31 @@ _TYPE = click.option("--type", "hardware_type", required=True, metavar="TYPE", h
 _MODEL = click.option("--model", metavar="MODEL", help="Its model, where the type has several.")
 
 
+_OPTIONS = {
+    "name": "NAME",
+    "pxe_config": "NAME",
+    "description": "--description",
+    "contents": "--config",
+    "image": "--image",
+    "hardware_type": "--type",
+    "hardware_model": "--model",
+}
+"""What the options are called that the catalogue names otherwise."""
+
+
+@contextmanager
+def _database() -> Iterator[Database]:
+    """The database, where what is wrong is told by the options' names."""
+    with todays_database() as (_settings, database), named(**_OPTIONS):
+        yield database
+
+
 def _read(source: BinaryIO) -> str:
     """The text of a file. Raises BadInput."""
     name = getattr(source, "name", "-")
-    contents = source.read(catalogue.TEXT + 1)
-    if len(contents) > catalogue.TEXT:
-        raise BadInput.value("--config", name, f"a file of at most {catalogue.TEXT} bytes")
+    contents = source.read(MAX_COLUMN + 1)
+    if len(contents) > MAX_COLUMN:
+        raise BadInput.value("--config", name, f"a file of at most {MAX_COLUMN} bytes")
     try:
         return contents.decode()
     except UnicodeDecodeError as error:
@@ -80,7 +102,7 @@ def _warn(contents: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """List the PXE configs and what they are used for."""
-    with todays_database() as (_settings, database), database.read() as conn:
+    with _database() as database, database.read() as conn:
         found = [(config, images.pxe_config_uses(conn, config.id)) for config in images.find_pxe_configs(conn)]
     if as_json:
         shown = [
@@ -113,7 +135,7 @@ def list_(as_json: bool) -> None:
 @click.option("--config-only", is_flag=True, help="Print the text alone, as it is.")
 def show(name: str, config_only: bool) -> None:
     """Print a PXE config."""
-    with todays_database() as (_settings, database), database.read() as conn:
+    with _database() as database, database.read() as conn:
         config = catalogue.pxe_config(conn, name)
         uses = [catalogue.use_text(use) for use in images.pxe_config_uses(conn, config.id)]
     if not config_only:
@@ -134,7 +156,7 @@ def show(name: str, config_only: bool) -> None:
 @click.option("--active/--inactive", default=True, help="Whether it is in use.  [default: active]")
 def add(name: str, description: str, source: BinaryIO, active: bool) -> None:
     """Add a PXE config."""
-    with todays_database() as (_settings, database):
+    with _database() as database:
         text = _read(source)
         database.run(lambda conn: catalogue.add_pxe_config(conn, name, description, text, active=active))
     _warn(text)
@@ -150,7 +172,7 @@ def modify(name: str, description: str | None, source: BinaryIO | None, active: 
     """Change a PXE config: what is not given stays as it is."""
     if description is None and source is None and active is None:
         raise click.UsageError("nothing to change: give --description, --config, --active or --inactive")
-    with todays_database() as (_settings, database):
+    with _database() as database:
         text = None if source is None else _read(source)
         database.run(lambda conn: catalogue.change_pxe_config(conn, name, description, text, active))
     if text is not None:
@@ -163,7 +185,7 @@ def modify(name: str, description: str | None, source: BinaryIO | None, active: 
 @_YES
 def delete(name: str, yes: bool) -> None:
     """Delete a PXE config that nothing uses."""
-    with todays_database() as (_settings, database):
+    with _database() as database:
         with database.read() as conn:
             catalogue.check_unused(conn, name)
         if not yes:
@@ -183,7 +205,7 @@ def assign(name: str, image: str, hardware_type: str, model: str | None, yes: bo
 
     Asks before it takes the place of another one.
     """
-    with todays_database() as (_settings, database):
+    with _database() as database:
         with database.read() as conn:
             wanted = catalogue.assignment(conn, name, image, hardware_type, model)
         if wanted.now not in (None, wanted.config.name) and not yes:
@@ -203,7 +225,7 @@ def unassign(name: str, image: str, hardware_type: str, model: str | None, yes: 
 
     Without another one, the image can't be put on this kind of hardware any more.
     """
-    with todays_database() as (_settings, database):
+    with _database() as database:
         with database.read() as conn:
             wanted = catalogue.assignment(conn, name, image, hardware_type, model)
             catalogue.check_assigned(wanted)

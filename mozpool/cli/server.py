@@ -27,6 +27,8 @@ from mozpool.db import schema
 from mozpool.db.engine import Database
 from mozpool.errors import MozpoolError
 from mozpool.logbook import OneLineEach
+from mozpool.notify.outbox import try_out
+from mozpool.notify.webhook import NotTaken
 from mozpool.web.app import create_app
 from mozpool.web.http import make_server
 
@@ -96,8 +98,9 @@ def _port(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("port", callback=_port, required=False)
 @click.option("--config", type=click.Path(exists=True, dir_okay=False), help="Configuration file (config.ini).")
+@click.option("--test-notify", metavar="NAME", help="Tell [notify NAME] that this is a test, and end.")
 @click.version_option(__version__, prog_name="mozpool-server")
-def main(port: int | None, config: str | None) -> None:
+def main(port: int | None, config: str | None, test_notify: str | None) -> None:
     """Serve a pool of devices: the HTTP API, the web pages and the drivers of this imaging server.
 
     PORT replaces the configured one.
@@ -107,6 +110,9 @@ def main(port: int | None, config: str | None) -> None:
     """
     try:
         settings = load(config)
+        if test_notify is not None:
+            _try_out(settings, test_notify)
+            return
         if port is not None:
             settings = _with_port(settings, port)
         configure_logging(settings)
@@ -117,6 +123,18 @@ def main(port: int | None, config: str | None) -> None:
     except OSError as error:
         click.echo(f"mozpool-server: {error}", err=True)
         sys.exit(1)
+
+
+def _try_out(settings: Settings, name: str) -> None:
+    """Tell a configured target that this is a test. Raises MozpoolError; exits when there is no such target."""
+    if name not in settings.targets:
+        known = ", ".join(sorted(settings.targets)) or "none"
+        click.echo(f"mozpool-server: --test-notify: there is no [notify {name}]; there are: {known}", err=True)
+        sys.exit(2)
+    try:
+        click.echo(f"{name}: {try_out(settings, name, Clock().now())}")
+    except NotTaken as error:
+        raise MozpoolError(f"{name} was not told: {error}") from error
 
 
 def serve(settings: Settings) -> None:

@@ -22,7 +22,7 @@ from mozpool.client.errors import (
     WaitTimeout,
 )
 from mozpool.client.hold import Hold
-from mozpool.client.models import Device, Image, LogLine, Output, Request, Status, Waiting
+from mozpool.client.models import Device, Image, LogLine, Output, Report, ReportKind, Request, Status, Waiting
 
 __all__ = [
     "BadRequest",
@@ -37,6 +37,8 @@ __all__ = [
     "NotFound",
     "Output",
     "Progress",
+    "Report",
+    "ReportKind",
     "Request",
     "RequestFailed",
     "ServerUnavailable",

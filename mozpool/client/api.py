@@ -14,9 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from mozpool.client.errors import BadRequest, RequestFailed, ServerUnavailable, WaitTimeout
+from mozpool.client.errors import BadRequest, ClientError, RequestFailed, ServerUnavailable, WaitTimeout
 from mozpool.client.hold import Hold
-from mozpool.client.models import READY, Device, Image, LogLine, Output, Request, Status
+from mozpool.client.models import (
+    READY,
+    Device,
+    Image,
+    LogLine,
+    Output,
+    PoolStatus,
+    Report,
+    ReportKind,
+    Request,
+    Status,
+)
 from mozpool.client.transport import Call, Transport
 from mozpool.clock import Clock, Deadline
 
@@ -27,6 +38,9 @@ POLL = 20.0
 
 OUTAGE = 60.0
 """Seconds without a server that waiting for a device survives: a server that is started again goes on with it."""
+
+REPORT = 60.0
+"""Seconds that a server may take for a report on millions of requests."""
 
 SHORTEST_PAUSE = 0.5
 """Seconds between two polls of a server that does not know long polls."""
@@ -136,6 +150,29 @@ class Client:
         """The newest lines of a request's log (by id) or a device's (by name), the oldest first. Raises NotFound."""
         path = f"request/{target}/log" if isinstance(target, int) else f"device/{_part(target)}/log"
         return list(LogLine.parse_list(self._get(path, {"limit": limit})))
+
+    def pool_status(self) -> PoolStatus:
+        """How the pool is doing, in numbers; a few seconds old at most."""
+        raw = self._get("pool/status")
+        try:
+            return PoolStatus.parse(raw)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ClientError("what the server says of its pool can't be understood") from error
+
+    def reports(self) -> list[ReportKind]:
+        """Which reports there are."""
+        return [ReportKind.parse(raw) for raw in self._get("report")["reports"]]
+
+    def report(self, name: str, **query: str | float | None) -> Report:
+        """A report by its name, on the last 7 days unless ``query`` says otherwise (the keys of the API).
+
+        Raises NotFound, BadRequest.
+        """
+        return Report.parse(self._get(f"report/{_part(name, 'report')}", query, extra=REPORT))
+
+    def report_csv(self, name: str, **query: str | float | None) -> str:
+        """The same as CSV, its first line being the names of the columns."""
+        return str(self._get(f"report/{_part(name, 'report')}", {**query, "format": "csv"}, extra=REPORT, text=True))
 
     # Requests
 
@@ -302,9 +339,12 @@ class Client:
 
     # Calling
 
-    def _get(self, path: str, params: Mapping[str, Any] | None = None, *, extra: float = 0.0) -> Any:
+    def _get(
+        self, path: str, params: Mapping[str, Any] | None = None, *, extra: float = 0.0, text: bool = False
+    ) -> Any:
         sent = {name: value for name, value in (params or {}).items() if value is not None}
-        return self._transport.call(Call("GET", f"api/{path}/", params=sent, repeatable=True, extra=extra))
+        call = Call("GET", f"api/{path}/", params=sent, repeatable=True, extra=extra, text=text)
+        return self._transport.call(call)
 
     def _post(
         self,
@@ -351,10 +391,10 @@ def default_assignee() -> str:
     return f"{user}@{socket.gethostname() or 'localhost'}"
 
 
-def _part(name: str) -> str:
-    """A name as one part of a path."""
+def _part(name: str, what: str = "device") -> str:
+    """The name of a device, or of something else, as one part of a path."""
     if name in ("", ".", ".."):
-        raise BadRequest(f"{name!r} is not a device's name", field="device")
+        raise BadRequest(f"{name!r} is not a {what}'s name", field=what)
     return quote(name, safe="")
 
 

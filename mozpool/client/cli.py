@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,6 +19,8 @@ import click
 from mozpool import __version__
 from mozpool.client import output
 from mozpool.client.api import ANY, Client, default_assignee
+from mozpool.client.check import NAME as CHECK
+from mozpool.client.check import check, refuse
 from mozpool.client.child import NOT_EXECUTABLE, NOT_FOUND, Child, Signals, Stopped
 from mozpool.client.errors import (
     BadRequest,
@@ -30,6 +32,8 @@ from mozpool.client.errors import (
 )
 from mozpool.client.hold import make_request
 from mozpool.client.models import Device, Request
+from mozpool.client.report import report
+from mozpool.client.values import duration, pair, wait
 
 FAILED, USAGE, UNAVAILABLE, NO_SUCH, TAKEN, TIMED_OUT, NOT_RUN = 1, 2, 3, 4, 5, 124, 125
 
@@ -46,6 +50,7 @@ Exit codes:
   130  interrupted (in general 128 + the number of the signal)
 `run` ends with the code of its command; or with 126 or 127 when that can't be executed or found, and with 125 when
 there was no device for it, or the device was lost meanwhile: the reason is on standard error.
+`check` has those of monitoring plugins: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
 """
 
 MISSING = re.compile(r"\bis missing\b")
@@ -57,43 +62,27 @@ POLL = 2.0
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def duration(text: str | float) -> float:
-    """Seconds from 90, 45s, 30m, 2h, 1h30m or 1d; more than none, and an int where they are whole."""
-    text = str(text).strip().lower()
-    seconds = 0.0
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        seconds = float(text)
-    elif re.fullmatch(r"(\d+[smhd])+", text):
-        seconds = float(sum(int(number) * UNITS[unit] for number, unit in re.findall(r"(\d+)([smhd])", text)))
-    if seconds <= 0:
-        raise click.BadParameter(f"{text!r} is not a duration such as 90, 45s, 30m, 2h or 1h30m")
-    # Servers may want whole numbers.
-    return int(seconds) if seconds.is_integer() else seconds
-
-
-def wait(text: str | float) -> float:
-    """A duration, or 0."""
-    return 0 if str(text).strip() == "0" else duration(text)
-
-
-def pair(text: str) -> tuple[str, str]:
-    """Name and value from NAME=VALUE; the value may be empty."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
-    return name, value
-
-
 class Commands(click.Group):
     """Ends commands whose errors are meant for a person with one sentence and the exit code of their kind."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options before the command."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if CHECK in given:
+                refuse(ctx, error)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            if ctx.invoked_subcommand == CHECK:
+                refuse(ctx, error)
+            raise
         except ClientError as error:
             _tell(error)
             if ctx.meta.get("json"):
@@ -159,14 +148,6 @@ def main(ctx: click.Context, servers: tuple[str, ...], assignee: str | None, tim
         raise click.BadParameter(str(error), param_hint="--server or MOZPOOL_SERVERS") from None
 
 
-def _json(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
-    """Let errors be told as JSON, too."""
-    ctx.meta["json"] = value
-    return value
-
-
-json_option = click.option("--json", "as_json", is_flag=True, callback=_json, help="Print one JSON document.")
-
 request_options = [
     click.argument("image"),
     click.option("--device", default=ANY, show_default=True, help="The name of a device, or any."),
@@ -230,7 +211,7 @@ def _wanted(options: Mapping[str, Any]) -> dict[str, Any]:
 @click.option("--hardware-type", help="Only those of this type.")
 @click.option("--hardware-model", help="Only those of this model.")
 @click.option("--label", "labels", type=pair, metavar="NAME=VALUE", multiple=True, help="Only those with this label.")
-@json_option
+@output.json_option
 @click.pass_obj
 def devices(
     client: Client, /, as_json: bool, free: bool, labels: tuple[tuple[str, str], ...], **equal: str | None
@@ -262,11 +243,11 @@ def devices(
                 output.moment(device.expires or (holder.expires if holder else None)),
             )
         )
-    _table(("NAME", "STATE", "ADDRESS", "IMAGE", "ENVIRONMENT", "REQUEST", "HELD BY", "UNTIL (UTC)"), rows)
+    output.show_table(("NAME", "STATE", "ADDRESS", "IMAGE", "ENVIRONMENT", "REQUEST", "HELD BY", "UNTIL (UTC)"), rows)
 
 
 @main.command()
-@json_option
+@output.json_option
 @click.pass_obj
 def images(client: Client, as_json: bool) -> None:
     """List the images, and the boot config keys that they need."""
@@ -275,13 +256,13 @@ def images(client: Client, as_json: bool) -> None:
         click.echo(output.document([image.raw for image in found]))
         return
     rows = [(image.name, " ".join(image.boot_config_keys), "yes" if image.can_reuse else "no") for image in found]
-    _table(("NAME", "BOOT CONFIG KEYS", "REUSABLE"), rows)
+    output.show_table(("NAME", "BOOT CONFIG KEYS", "REUSABLE"), rows)
 
 
 @main.command()
 @click.option("--all", "everything", is_flag=True, help="Closed ones, too.")
 @click.option("--mine", is_flag=True, help="Only those of --assignee.")
-@json_option
+@output.json_option
 @click.pass_obj
 def requests(client: Client, as_json: bool, everything: bool, mine: bool) -> None:
     """List requests that are open or failed.
@@ -307,12 +288,12 @@ def requests(client: Client, as_json: bool, everything: bool, mine: bool) -> Non
         )
         for request in found
     ]
-    _table(("ID", "STATE", "DEVICE", "ASKED FOR", "IMAGE", "ASSIGNEE", "EXPIRES (UTC)"), rows)
+    output.show_table(("ID", "STATE", "DEVICE", "ASKED FOR", "IMAGE", "ASSIGNEE", "EXPIRES (UTC)"), rows)
 
 
 @main.command()
 @click.argument("request_id", metavar="ID", type=click.IntRange(1))
-@json_option
+@output.json_option
 @click.pass_obj
 def status(client: Client, request_id: int, as_json: bool) -> None:
     """Show a request, and why it waits or failed."""
@@ -341,7 +322,7 @@ def status(client: Client, request_id: int, as_json: bool) -> None:
 @main.command()
 @click.argument("target", metavar="ID|DEVICE")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many lines at most.")
-@json_option
+@output.json_option
 @click.pass_obj
 def log(client: Client, target: str, limit: int, as_json: bool) -> None:
     """Show the log of a request or a device."""
@@ -359,7 +340,7 @@ def log(client: Client, target: str, limit: int, as_json: bool) -> None:
 @main.command()
 @with_request_options
 @click.option("--no-wait", is_flag=True, help="Don't wait until the device is ready.")
-@json_option
+@output.json_option
 @click.pass_obj
 def request(client: Client, /, ready_within: float | None, no_wait: bool, as_json: bool, **options: Any) -> None:
     """Ask for a device with IMAGE on it, and wait until it is ready.
@@ -549,7 +530,7 @@ def offline(client: Client, device: str, reason: str | None) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--limit", type=duration, default="60s", show_default=True, help="How long the command may take.")
 @holder_option
-@json_option
+@output.json_option
 @click.pass_context
 def exec_(
     ctx: click.Context, device: str, command: tuple[str, ...], limit: float, request_id: int | None, as_json: bool
@@ -568,10 +549,8 @@ def exec_(
     ctx.exit((result.return_code or 0) & 255 or (FAILED if result.return_code else 0))
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
-    for line in output.table(head, rows):
-        click.echo(line)
-
+main.add_command(check)
+main.add_command(report)
 
 if __name__ == "__main__":
     main(prog_name="mozpool")

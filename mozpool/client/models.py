@@ -16,6 +16,9 @@ CLOSED = "closed"
 FAILED = "failed_"
 """State names that are part of the API: a request may be used, has ended, or failed (a prefix)."""
 
+DEVICE_COUNTS = ("total", "in_use", "idle", "processing", "failed", "out_of_service")
+"""What is said of the devices of a pool."""
+
 Json = Mapping[str, Any]
 
 
@@ -69,6 +72,52 @@ class Image:
 
 
 @dataclass(frozen=True)
+class ReportKind:
+    """A report that there is."""
+
+    name: str
+    title: str
+    about: str
+    raw: Json = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON."""
+        return cls(str(raw["name"]), _text(raw.get("title")) or "", _text(raw.get("about")) or "", raw)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report as a server made it."""
+
+    name: str
+    since: datetime | None
+    """None: it is about the moment ``until``."""
+    until: datetime | None
+    columns: tuple[str, ...]
+    """Names of the columns, in order."""
+    titles: tuple[str, ...]
+    """The same for people."""
+    rows: tuple[Json, ...]
+    """Name of a column → value."""
+    raw: Json = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON."""
+        columns = raw.get("columns") or ()
+        return cls(
+            name=str(raw["report"]),
+            since=_time(raw.get("since")),
+            until=_time(raw.get("until")),
+            columns=tuple(str(column["name"]) for column in columns),
+            titles=tuple(str(column.get("title") or column["name"]) for column in columns),
+            rows=tuple(raw.get("rows") or ()),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
 class Device:
     """A device as it was when the server answered."""
 
@@ -115,7 +164,7 @@ class Device:
             hardware_model=_text(raw.get("hardware_model")),
             labels={name: str(value) for name, value in _object(raw.get("labels")).items()},
             imaging_server=_text(raw.get("imaging_server")) or "",
-            server_state=_text(raw.get("imaging_server_state")) or "up",
+            server_state=_text(raw.get("owner_state")) or "up",
             comments=_text(raw.get("comments")),
             request_id=_number(raw.get("request_id") or holder.get("request_id")),
             assignee=_text(holder.get("assignee")),
@@ -238,6 +287,43 @@ class Output:
     def parse(cls, raw: Json) -> Self:
         """From the API's JSON."""
         return cls(output=_text(raw.get("output")) or "", return_code=_number(raw.get("return_code")))
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """How a pool is doing, in numbers."""
+
+    devices: Mapping[str, int]
+    """How many are ``in_use``, ``idle``, ``processing``, ``failed`` and ``out_of_service``, and the ``total``."""
+    waiting: int
+    """Requests that wait for a device."""
+    longest_wait: float
+    """Seconds since the oldest of them was made."""
+    servers: int
+    """Imaging servers."""
+    missing_servers: tuple[str, ...]
+    """Those that are not there although they have devices or requests."""
+    relay_boards: int
+    failed_relay_boards: tuple[str, ...]
+    person_needed: Mapping[str, str]
+    """Name → state of the latest devices that need a person."""
+    raw: Json = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON. Raises KeyError, TypeError or ValueError when that is something else."""
+        servers, boards, requests = raw["servers"], raw["relay_boards"], raw["requests"]
+        return cls(
+            devices={name: int(raw["devices"][name]) for name in DEVICE_COUNTS},
+            waiting=int(requests["waiting"]),
+            longest_wait=float(requests["longest_wait"]),
+            servers=int(servers["total"]),
+            missing_servers=tuple(str(name) for name in servers["missing"]),
+            relay_boards=int(boards["total"]),
+            failed_relay_boards=tuple(str(name) for name in boards["failing"]),
+            person_needed={str(device["name"]): str(device["state"]) for device in raw["person_needed"]},
+            raw=raw,
+        )
 
 
 def ended(state: str) -> bool:

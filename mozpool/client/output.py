@@ -51,6 +51,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
+def show_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table."""
+    for line in table(head, rows):
+        click.echo(line)
+
+
+def _json(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """Let errors be told as JSON, too."""
+    ctx.meta["json"] = value
+    return value
+
+
+json_option = click.option("--json", "as_json", is_flag=True, callback=_json, help="Print one JSON document.")
+
+
 def document(value: Any) -> str:
     """One JSON document."""
     return json.dumps(value, indent=2, default=dict)

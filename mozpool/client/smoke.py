@@ -18,10 +18,11 @@ import click
 from mozpool.client import output
 from mozpool.client.api import ANY, Client, default_assignee
 from mozpool.client.child import Signals, Stopped
-from mozpool.client.cli import POLL, duration, pair
+from mozpool.client.cli import POLL
 from mozpool.client.errors import ClientError
 from mozpool.client.hold import Hold
 from mozpool.client.models import Device
+from mozpool.client.values import duration, pair
 
 RENEWED = 120.0
 """Seconds by which the test prolongs its request; half of them must show."""

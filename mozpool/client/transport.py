@@ -59,6 +59,8 @@ class Call:
     """Whether doing it twice does no harm. If not, it is repeated only where it certainly did not reach a server."""
     extra: float = 0.0
     """Seconds that the server itself may take, besides the usual limit: a long poll, a command on a device."""
+    text: bool = False
+    """Whether the answer is wanted as text, because it is no JSON."""
 
 
 class Transport:
@@ -83,7 +85,7 @@ class Transport:
         self._clock = clock
 
     def call(self, call: Call) -> Any:
-        """Make the call and return the answer's JSON (None where the answer has no body).
+        """Make the call and return the answer's JSON (None where the answer has no body), or its text.
 
         Raises ServerUnavailable when no server could serve it in time, the other ClientErrors by the server's answer.
         """
@@ -127,7 +129,7 @@ class Transport:
         for _hop in range(MAX_HOPS + 1):
             response = self._send(url, call, params, deadline)
             if response.status_code not in REDIRECTS:
-                return _answer(response, url)
+                return _answer(response, url, text=call.text)
             target = urljoin(response.url, response.headers.get("Location", ""))
             if urlsplit(target).scheme not in ("http", "https") or target == response.url:
                 raise ClientError(f"{url} redirects to {target!r}", status=response.status_code)
@@ -145,7 +147,7 @@ class Transport:
             **(call.headers or {}),
         }
         try:
-            return http.request(
+            response = http.request(
                 call.verb,
                 url,
                 params=params,
@@ -166,6 +168,21 @@ class Transport:
             raise _TryAgain(f"{_origin(url)} broke its answer off", done=True) from error
         except http.RequestException as error:
             raise ClientError(f"{url}: {error}") from error
+        if _is_cut(response):
+            was_sent_on = response.status_code in REDIRECTS
+            raise _TryAgain(f"{_origin(url)} broke its answer off", done=not was_sent_on)
+        return response
+
+
+def _is_cut(response: http.Response) -> bool:
+    """Whether an answer ended within its head: it looks like one with fewer headers, perhaps half a one, and no body.
+
+    Imaging servers say of all their answers how long they are.
+    """
+    if response.content or response.status_code in (204, 304):
+        return False
+    says_its_end = response.headers.get("Content-Length") == "0" or "Transfer-Encoding" in response.headers
+    return not says_its_end
 
 
 def _base_url(server: str) -> str:
@@ -203,9 +220,11 @@ def _cause(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _answer(response: http.Response, url: str) -> Any:
-    """The JSON of a good answer; a bad one is raised."""
+def _answer(response: http.Response, url: str, *, text: bool) -> Any:
+    """The JSON of a good answer, or its text; a bad one is raised."""
     status = response.status_code
+    if text and status < 300:
+        return response.content.decode("utf-8", "replace")
     if status == 204 or (status < 300 and not response.content):
         return None
     try:

@@ -9,16 +9,19 @@ order (request, device, ``claim_history``, ``device_requests``), so that they do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, case, delete, insert, null, select, update
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, null, select, update
 
-from mozpool.db.tables import claim_history, device_requests, devices
+from mozpool.db.tables import claim_history, device_requests, devices, hardware_types, requests
 
 IDS_AT_ONCE = 500
 """How many ids one statement names."""
+
+REASON = 190
+"""Characters of a reason that are kept."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class PastClaim:
     released_at: datetime | None
     imaging_result: str | None
     reason: str | None
+    assignee: str | None
+    """Whose request it was; None when that is not kept any more."""
 
 
 class ClaimLost(Exception):
@@ -46,6 +51,7 @@ _TAKE_DEVICE = (
         devices.c.version == bindparam("row_version"),
         devices.c.state == "ready",
         devices.c.claim_id.is_(None),
+        devices.c.leaving == 0,
     )
     .values(version=devices.c.version + 1, claim_id=bindparam("new_claim"), operation_claim_id=null())
 )
@@ -92,12 +98,19 @@ _FREE_DEVICE = (
     )
 )
 _DELETE_CLAIM = delete(device_requests).where(device_requests.c.id == bindparam("row_claim"))
+_DEVICE = select(devices.c.id).where(devices.c.id == claim_history.c.device_id)
+_HARDWARE = _DEVICE.join(hardware_types, hardware_types.c.id == devices.c.hardware_type_id)
 _END_HISTORY = (
     update(claim_history)
     .where(claim_history.c.id == bindparam("row_claim"))
     .values(
         released_at=bindparam("ended"),
         reason=bindparam("why"),
+        ready_at=bindparam("was_ready"),
+        device=_DEVICE.with_only_columns(devices.c.name).scalar_subquery(),
+        environment=_DEVICE.with_only_columns(func.coalesce(devices.c.environment, "none")).scalar_subquery(),
+        hardware_type=_HARDWARE.with_only_columns(hardware_types.c.type).scalar_subquery(),
+        hardware_model=_HARDWARE.with_only_columns(hardware_types.c.model).scalar_subquery(),
         imaging_result=select(device_requests.c.imaging_result)
         .where(device_requests.c.id == claim_history.c.id)
         .scalar_subquery(),
@@ -106,9 +119,20 @@ _END_HISTORY = (
 
 
 def release(
-    conn: Connection, *, claim_id: int, device_id: int, now: datetime, reason: str, shuffle: int, verify: bool
+    conn: Connection,
+    *,
+    claim_id: int,
+    device_id: int,
+    ready_at: datetime | None,
+    now: datetime,
+    reason: str,
+    shuffle: int,
+    verify: bool,
 ) -> None:
     """End a claim: the device is free as soon as its state is ready.
+
+    ``ready_at`` is when the request got the device ready, if it did. What kind of device it was is noted: the claim's
+    row may outlive the device's.
 
     A device in maintenance mode is due at once (it leaves the live image), and so is a ready one if ``verify``.
     """
@@ -122,7 +146,7 @@ def release(
             "verify": int(verify),
         },
     )
-    conn.execute(_END_HISTORY, {"row_claim": claim_id, "ended": now, "why": reason[:190]})
+    conn.execute(_END_HISTORY, {"row_claim": claim_id, "ended": now, "why": reason[:REASON], "was_ready": ready_at})
     conn.execute(_DELETE_CLAIM, {"row_claim": claim_id})
 
 
@@ -168,13 +192,25 @@ def _past(conn: Connection, condition: object, limit: int) -> list[PastClaim]:
             claim_history.c.released_at,
             claim_history.c.imaging_result,
             claim_history.c.reason,
+            requests.c.assignee,
         )
         .outerjoin(devices, devices.c.id == claim_history.c.device_id)
+        .outerjoin(requests, requests.c.id == claim_history.c.request_id)
         .where(condition)  # type: ignore[arg-type]
         .order_by(claim_history.c.id.desc())
         .limit(limit)
     )
     return [PastClaim(*row) for row in conn.execute(query)]
+
+
+def holders(conn: Connection, claim_ids: Collection[int]) -> dict[int, tuple[int, str | None]]:
+    """Claim id → its request and whose that was, as far as it is kept."""
+    query = (
+        select(claim_history.c.id, claim_history.c.request_id, requests.c.assignee)
+        .outerjoin(requests, requests.c.id == claim_history.c.request_id)
+        .where(claim_history.c.id.in_(claim_ids))
+    )
+    return {row[0]: (row[1], row[2]) for row in conn.execute(query)} if claim_ids else {}
 
 
 _SINCE = (

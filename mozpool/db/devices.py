@@ -6,22 +6,41 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Select, Update, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.db.packing import Pack, loads_counters, loads_object
-from mozpool.db.spelling import check_free, exactly
-from mozpool.db.tables import device_labels, device_requests, devices, hardware_types, imaging_servers
+from mozpool.db.spelling import check_free, exactly, stem
+from mozpool.db.tables import device_labels, device_requests, devices, hardware_types, imaging_servers, requests
 from mozpool.db.tables import images as images_table
 
 _image = images_table.alias("image")
 _next_image = images_table.alias("next_image")
+_owner = imaging_servers.alias("owner")
+
+owner_column: ColumnElement[int] = func.coalesce(devices.c.owner_id, devices.c.imaging_server_id)
+"""The id of the server that acts on a device."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,7 @@ class Device:
     mac_address: str
     imaging_server_id: int
     imaging_server: str
+    """The server that the inventory names."""
     relay_info: str | None
     image_id: int | None
     image: str | None
@@ -72,6 +92,15 @@ class Device:
     """For whom the current operation was started."""
     going_offline: bool = False
     last_seen: datetime | None = None
+    owner_id: int = 0
+    owner: str = ""
+    """The server that acts on it now: its imaging server, or one that has taken over from that."""
+    epoch: int = 0
+    """Goes up with every change of owner."""
+    came_from_id: int | None = None
+    """The owner before, until the new one has begun to act."""
+    leaving: bool = False
+    """It is not in the inventory any more: nobody is given it, and it goes as soon as it is free."""
 
 
 _PACK = Pack(
@@ -89,6 +118,8 @@ _PACK = Pack(
         "backends": devices.c.backends,
         "request_id": device_requests.c.request_id,
         "imaging_result": device_requests.c.imaging_result,
+        "owner_id": owner_column,
+        "owner": _owner.c.fqdn,
     },
     devices,
     extra=(hardware_types.c.backends,),
@@ -99,6 +130,7 @@ _SELECT: Select[Any] = (
     select(_PACK.column)
     .select_from(devices)
     .join(imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id)
+    .join(_owner, _owner.c.id == owner_column)
     .outerjoin(_image, _image.c.id == devices.c.image_id)
     .outerjoin(_next_image, _next_image.c.id == devices.c.next_image_id)
     .outerjoin(hardware_types, hardware_types.c.id == devices.c.hardware_type_id)
@@ -143,14 +175,14 @@ def by_address(conn: Connection, address: str) -> list[Device]:
 
 _NETWORK_PLACES = (
     select(devices.c.name, devices.c.mac_address, func.coalesce(devices.c.address, devices.c.fqdn))
-    .where(devices.c.imaging_server_id == bindparam("server"))
+    .where(owner_column == bindparam("server"))
     .order_by(devices.c.id)
 )
 
 
-def network_places(conn: Connection, imaging_server_id: int) -> list[tuple[str, str, str]]:
-    """(name, MAC address, address) of all devices of an imaging server."""
-    return [(row[0], row[1], row[2]) for row in conn.execute(_NETWORK_PLACES, {"server": imaging_server_id})]
+def network_places(conn: Connection, owner_id: int) -> list[tuple[str, str, str]]:
+    """(name, MAC address, address) of all devices that a server acts on."""
+    return [(row[0], row[1], row[2]) for row in conn.execute(_NETWORK_PLACES, {"server": owner_id})]
 
 
 def own_backends(conn: Connection, device_id: int) -> dict[str, Any]:
@@ -158,8 +190,8 @@ def own_backends(conn: Connection, device_id: int) -> dict[str, Any]:
     return loads_object(conn.scalar(select(devices.c.backends).where(devices.c.id == device_id)))
 
 
-_KEYS = select(devices.c.id, devices.c.imaging_server_id, imaging_servers.c.fqdn, devices.c.state).join(
-    imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id
+_KEYS = select(devices.c.id, owner_column, _owner.c.fqdn, devices.c.state, devices.c.leaving).join(
+    _owner, _owner.c.id == owner_column
 )
 _KEYS_BY_NAME = _KEYS.where(exactly(devices.c.name, bindparam("device_name")))
 
@@ -169,21 +201,61 @@ class DeviceKey:
     """The little that routing a call needs."""
 
     id: int
-    imaging_server_id: int
-    imaging_server: str
+    owner_id: int
+    owner: str
     state: str
+    leaving: bool
+
+
+def _key(row: Any) -> DeviceKey | None:
+    return None if row is None else DeviceKey(row[0], row[1], row[2], row[3], bool(row[4]))
 
 
 def key_by_name(conn: Connection, name: str) -> DeviceKey | None:
     """Id, owner and state of the device of this name, or None."""
-    row = conn.execute(_KEYS_BY_NAME, {"device_name": name}).first()
-    return None if row is None else DeviceKey(*row)
+    return _key(conn.execute(_KEYS_BY_NAME, {"device_name": name}).first())
 
 
 def key(conn: Connection, device_id: int) -> DeviceKey | None:
     """Id, owner and state of the device with this id, or None."""
-    row = conn.execute(_KEYS.where(devices.c.id == device_id)).first()
-    return None if row is None else DeviceKey(*row)
+    return _key(conn.execute(_KEYS.where(devices.c.id == device_id)).first())
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a device counts as that is in one of some states. Of several rules, the first that fits holds."""
+
+    name: str
+    states: tuple[str, ...] = ()
+    """None: any."""
+    prefix: str = ""
+    """What the state's name begins with."""
+    claimed: bool | None = None
+    """Whether a request has the device; None: either."""
+
+    def fits(self, state: str, claimed: bool) -> bool:
+        """Whether it holds for such a device, as far as the rules before it do not."""
+        return (
+            (not self.states or state in self.states)
+            and state.startswith(self.prefix)
+            and self.claimed in (None, claimed)
+        )
+
+    def condition(self) -> ColumnElement[bool]:
+        """:meth:`fits` for the database."""
+        found: list[ColumnElement[bool]] = [true()]
+        if self.states:
+            found.append(devices.c.state.in_(self.states))
+        if self.prefix:
+            found.append(devices.c.state.startswith(self.prefix, autoescape=True))
+        if self.claimed is not None:
+            found.append(devices.c.claim_id.is_not(None) if self.claimed else devices.c.claim_id.is_(None))
+        return and_(*found)
+
+
+def counts_as(rules: Sequence[Rule]) -> ColumnElement[str]:
+    """The name of the first rule that fits a device."""
+    return case(*((rule.condition(), literal(rule.name)) for rule in rules), else_=literal(""))
 
 
 @dataclass(frozen=True)
@@ -191,6 +263,8 @@ class Filter:
     """Which devices a list is to have; None asks for nothing."""
 
     state: str | None = None
+    kind: tuple[Sequence[Rule], str] | None = None
+    """Those that by these rules count as this."""
     environment: str | None = None
     hardware_type: str | None = None
     hardware_model: str | None = None
@@ -198,8 +272,12 @@ class Filter:
     imaging_server: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     claimed: bool | None = None
+    holder: str | None = None
+    """Part of the assignee of the request that has it."""
     search: str | None = None
-    """Part of the name or of the comments."""
+    """Part of the name, the fqdn, the address, the MAC address or the comments."""
+    names: Sequence[str] = ()
+    """Only these; none named: all."""
 
 
 def has_labels(labels: Mapping[str, str]) -> list[ColumnElement[bool]]:
@@ -229,13 +307,29 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     found += [exactly(column, value) for column, value in pairs if value is not None]
     if wanted.claimed is not None:
         found.append(devices.c.claim_id.is_not(None) if wanted.claimed else devices.c.claim_id.is_(None))
+    if wanted.kind is not None:
+        rules, name = wanted.kind
+        found.append(counts_as(rules) == name)
+    if wanted.holder:
+        has_it = select(device_requests.c.device_id).join(requests, requests.c.id == device_requests.c.request_id)
+        found.append(devices.c.id.in_(has_it.where(requests.c.assignee.contains(wanted.holder, autoescape=True))))
     if wanted.search:
-        found.append(
-            or_(
-                devices.c.name.contains(wanted.search, autoescape=True),
-                devices.c.comments.contains(wanted.search, autoescape=True),
-            )
-        )
+        found.append(or_(*_mentions(wanted.search)))
+    if wanted.names:
+        found.append(devices.c.name.in_(wanted.names))
+    return found
+
+
+MAC_PART = 4
+"""Digits of a MAC address that are looked for at least: fewer are in many of them."""
+
+
+def _mentions(text: str) -> list[ColumnElement[bool]]:
+    searched = (devices.c.name, devices.c.fqdn, devices.c.address, devices.c.comments)
+    found: list[ColumnElement[bool]] = [column.contains(text, autoescape=True) for column in searched]
+    digits = text.lower().replace(":", "").replace("-", "")
+    if len(digits) >= MAC_PART and set(digits) <= set("0123456789abcdef"):
+        found.append(devices.c.mac_address.contains(digits))
     return found
 
 
@@ -247,14 +341,75 @@ def find(conn: Connection, wanted: Filter | None = None, *, after: int = 0, limi
     return [_device(text) for text in conn.scalars(query)]
 
 
+_BY_NAME_ORDER = (stem(devices.c.name), func.length(devices.c.name), devices.c.name)
+ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
+    "name": _BY_NAME_ORDER,
+    "state": (devices.c.state, *_BY_NAME_ORDER),
+    "since": (devices.c.state_since, devices.c.id),
+}
+"""What a page of the list can be sorted by. Numbers at the end of names count as numbers."""
+
+# Outer joins all: databases leave out those that no condition needs.
+_IDS = (
+    select(devices.c.id)
+    .select_from(devices)
+    .outerjoin(imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id)
+    .outerjoin(_image, _image.c.id == devices.c.image_id)
+    .outerjoin(hardware_types, hardware_types.c.id == devices.c.hardware_type_id)
+)
+
+
+def page(
+    conn: Connection, wanted: Filter, *, order: str, backwards: bool, limit: int, offset: int
+) -> tuple[list[Device], int]:
+    """Some of the devices in one of :data:`ORDERS`, and how many there are in all."""
+    conditions = _conditions(wanted)
+    if conditions:
+        total = conn.scalar(select(func.count()).select_from(_IDS.where(*conditions).subquery())) or 0
+    else:
+        total = conn.scalar(select(func.count()).select_from(devices)) or 0
+    by = [column.desc() if backwards else column for column in ORDERS[order]]
+    # Wide rows are only made of those that are shown.
+    ids = list(conn.scalars(_IDS.where(*conditions).order_by(*by).limit(limit).offset(offset)))
+    rows = {row.id: row for row in map(_device, conn.scalars(_SELECT.where(devices.c.id.in_(ids))))} if ids else {}
+    return [rows[device_id] for device_id in ids if device_id in rows], total
+
+
+def numbers(conn: Connection, rules: Sequence[Rule]) -> dict[str, int]:
+    """How many devices count as what by these rules."""
+    kind = counts_as(rules).label("kind")
+    return {row[0]: row[1] for row in conn.execute(select(kind, func.count()).select_from(devices).group_by(kind))}
+
+
 def matching(conn: Connection, conditions: Iterable[ColumnElement[bool]]) -> list[Device]:
     """All devices that meet ``conditions``, whatever their state."""
     return [_device(text) for text in conn.scalars(_SELECT.where(*conditions).order_by(devices.c.id))]
 
 
+def count(conn: Connection, conditions: Iterable[ColumnElement[bool]]) -> int:
+    """How many devices meet ``conditions``, which look at nothing but their own rows."""
+    return int(conn.scalar(select(func.count()).select_from(devices).where(*conditions)) or 0)
+
+
 def names(conn: Connection) -> list[str]:
     """The names of all devices, sorted by id."""
     return list(conn.scalars(select(devices.c.name).order_by(devices.c.id)))
+
+
+def ids_and_names(conn: Connection) -> list[tuple[int, str]]:
+    """The ids and names of all devices, sorted by id."""
+    return [(row[0], row[1]) for row in conn.execute(select(devices.c.id, devices.c.name).order_by(devices.c.id))]
+
+
+def versions(conn: Connection) -> dict[int, int]:
+    """Device id → version of its row, which tells whether it has changed; sorted by id."""
+    rows = conn.execute(select(devices.c.id, devices.c.version).order_by(devices.c.id))
+    return {row[0]: row[1] for row in rows}
+
+
+def with_ids(conn: Connection, device_ids: Sequence[int]) -> list[Device]:
+    """The devices with these ids, sorted by id."""
+    return matching(conn, [devices.c.id.in_(device_ids)]) if device_ids else []
 
 
 def states(conn: Connection) -> dict[str, str]:
@@ -263,19 +418,90 @@ def states(conn: Connection) -> dict[str, str]:
     return {row.name: row.state for row in rows}
 
 
+@dataclass(frozen=True)
+class Group:
+    """Devices that are alike, as far as counting them goes."""
+
+    hardware_type: str | None
+    hardware_model: str | None
+    owner_id: int
+    state: str
+    claimed: bool
+    leaving: bool
+    number: int
+
+
+_CLAIMED = devices.c.claim_id.is_not(None).label("claimed")
+_GROUPED = (
+    *(hardware_types.c.type, hardware_types.c.model, owner_column.label("owner")),
+    *(devices.c.state, _CLAIMED, devices.c.leaving),
+)
+_GROUPS = (
+    select(*_GROUPED, func.count())
+    .select_from(devices)
+    .outerjoin(hardware_types, hardware_types.c.id == devices.c.hardware_type_id)
+    .group_by(*_GROUPED)
+)
+
+
+def groups(conn: Connection, conditions: Iterable[ColumnElement[bool]] = ()) -> list[Group]:
+    """How many devices there are of each kind, of all or of those that meet ``conditions``; none of them is loaded."""
+    return [
+        Group(kind, model, owner_id, state, bool(claimed), bool(leaving), number)
+        for kind, model, owner_id, state, claimed, leaving, number in conn.execute(_GROUPS.where(*conditions))
+    ]
+
+
 def environments(conn: Connection) -> list[str]:
     """All environments that devices are in, sorted."""
     # Not by DISTINCT, which on MySQL takes Lab and lab for one.
     return sorted({name for name in conn.scalars(select(devices.c.environment)) if name is not None})
 
 
-def owned_on(conn: Connection, imaging_server_id: int) -> list[Device]:
-    """All devices of one imaging server."""
-    query = _SELECT.where(devices.c.imaging_server_id == imaging_server_id).order_by(devices.c.id)
+@dataclass(frozen=True)
+class DeviceName:
+    """The little that a line in a device's log needs."""
+
+    id: int
+    name: str
+
+
+def in_environment(conn: Connection, environment: str) -> list[DeviceName]:
+    """All devices in an environment, sorted by id."""
+    rows = conn.execute(select(devices.c.id, devices.c.name).where(_is_in(environment)).order_by(devices.c.id))
+    return [DeviceName(*row) for row in rows]
+
+
+def move_environment(conn: Connection, environment: str, new: str) -> None:
+    """Put all devices of an environment into another one."""
+    conn.execute(update(devices).where(_is_in(environment)).values(version=devices.c.version + 1, environment=new))
+
+
+def _is_in(environment: str) -> ColumnElement[bool]:
+    same = exactly(devices.c.environment, environment)
+    # Rows of 4.2.1 may have none at all.
+    return or_(same, devices.c.environment.is_(None)) if environment == "none" else same
+
+
+def owned_on(conn: Connection, owner_id: int) -> list[Device]:
+    """All devices that a server acts on."""
+    query = _SELECT.where(owner_column == owner_id).order_by(devices.c.id)
+    return [_device(text) for text in conn.scalars(query)]
+
+
+def latest_in(conn: Connection, states: Collection[str], limit: int) -> list[Device]:
+    """The devices that came into one of these states last, newest first."""
+    query = _SELECT.where(devices.c.state.in_(states)).order_by(devices.c.state_since.desc(), devices.c.id).limit(limit)
     return [_device(text) for text in conn.scalars(query)]
 
 
 # Labels
+
+
+def all_labels(conn: Connection, limit: int) -> list[tuple[str, str]]:
+    """Labels that devices carry (name, value), sorted, at most ``limit``."""
+    columns = (device_labels.c.name, device_labels.c.value)
+    return [(row[0], row[1]) for row in conn.execute(select(*columns).distinct().order_by(*columns).limit(limit))]
 
 
 def labels_of(conn: Connection, device_ids: Sequence[int] | None = None) -> dict[int, dict[str, str]]:
@@ -299,6 +525,7 @@ def set_labels(conn: Connection, device_id: int, labels: Mapping[str, str]) -> N
             insert(device_labels),
             [{"device_id": device_id, "name": name, "value": value} for name, value in sorted(labels.items())],
         )
+    set_attributes(conn, device_id)
 
 
 # Writes. Every one raises ``version``, so that whoever decided on an older row notices.
@@ -333,6 +560,16 @@ def set_attributes(conn: Connection, device_id: int, **values: Any) -> bool:
     return result.rowcount == 1
 
 
+def replace_comments(conn: Connection, device_id: int, comments: str | None, was: str) -> bool:
+    """Write comments if they still are ``was``; answer whether they were."""
+    found = conn.execute(
+        update(devices)
+        .where(devices.c.id == device_id, exactly(func.coalesce(devices.c.comments, ""), was))
+        .values(version=devices.c.version + 1, comments=comments)
+    )
+    return found.rowcount == 1
+
+
 _POSTPONE = (
     update(devices)
     .where(devices.c.id == bindparam("row_id"), devices.c.attempt == bindparam("row_attempt"))
@@ -357,7 +594,7 @@ def version_and_token(conn: Connection, device_id: int) -> tuple[int, str | None
 _DUE = (
     select(devices.c.id, devices.c.attempt, devices.c.state_timeout)
     .where(
-        devices.c.imaging_server_id == bindparam("server"),
+        owner_column == bindparam("server"),
         or_(
             devices.c.state_timeout < bindparam("moment"),
             and_(devices.c.state == "new", devices.c.state_timeout.is_(None)),
@@ -368,12 +605,12 @@ _DUE = (
 )
 
 
-def due(conn: Connection, imaging_server_id: int, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
-    """(id, attempt, deadline) of this server's devices whose deadline is before ``before``, the earliest first.
+def due(conn: Connection, owner_id: int, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
+    """(id, attempt, deadline) of a server's devices whose deadline is before ``before``, the earliest first.
 
     Devices that were just added have none and are due at once.
     """
-    found = conn.execute(_DUE, {"server": imaging_server_id, "moment": before, "most": limit})
+    found = conn.execute(_DUE, {"server": owner_id, "moment": before, "most": limit})
     long_ago = datetime.min.replace(tzinfo=UTC)
     return [(row[0], row[1], row[2] or long_ago) for row in found]
 
@@ -409,8 +646,8 @@ class Candidate:
     image_id: int | None
     boot_config_hash: str | None
     address: str
-    imaging_server_id: int
-    imaging_server: str
+    owner_id: int
+    owner: str
 
 
 CANDIDATE_COLUMNS = (
@@ -422,10 +659,10 @@ CANDIDATE_COLUMNS = (
     devices.c.image_id,
     devices.c.boot_config_hash,
     func.coalesce(devices.c.address, devices.c.fqdn),
-    devices.c.imaging_server_id,
-    imaging_servers.c.fqdn,
+    owner_column,
+    _owner.c.fqdn,
 )
-FREE = and_(devices.c.state == "ready", devices.c.claim_id.is_(None))
+FREE = and_(devices.c.state == "ready", devices.c.claim_id.is_(None), devices.c.leaving == 0)
 
 
 class FreeSearch:
@@ -435,7 +672,7 @@ class FreeSearch:
         """``conditions`` may have parameters, which :meth:`find` is given values for."""
         query = (
             select(*CANDIDATE_COLUMNS)
-            .join(imaging_servers, imaging_servers.c.id == devices.c.imaging_server_id)
+            .join(_owner, _owner.c.id == owner_column)
             .where(FREE, *conditions)
             .order_by(devices.c.shuffle)
             .limit(bindparam("most"))

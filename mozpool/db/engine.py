@@ -4,24 +4,26 @@
 """Connections and transactions: the same for MySQL, MariaDB and SQLite, and honest about a database that is away.
 
 Every unit of work is one short transaction, usually through :meth:`Database.run`, which repeats what another
-transaction or a lost connection undid. A thread has at most one transaction at a time.
+transaction or a lost connection undid. A thread has at most one transaction at a time. A database may be a Galera
+cluster: :mod:`mozpool.db.nodes` says which of its nodes is used.
 """
 
 from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool, StaticPool
 
 from mozpool import config
 from mozpool.clock import Clock, Deadline
+from mozpool.db.nodes import AWAY, CONFLICTS, LOCK_WAIT, NOT_READY, NodeConnection, Nodes, Session
 from mozpool.errors import DatabaseAway
 
 T = TypeVar("T")
@@ -35,28 +37,20 @@ PING_AFTER = 1.0
 ANSWER_WITHIN = 30.0
 """Seconds a MySQL server may be silent in the middle of an answer before the connection counts as lost."""
 
+CLUSTER_ANSWER_WITHIN = 10.0
+"""The same where there are other nodes to go to. After the loss of a node the others commit nothing until they have
+left it out, which takes them five to seven seconds unless configured otherwise: that is no reason to leave them."""
+
+IDLE_TRANSACTION = 8.0
+"""Seconds after which MariaDB ends a transaction in which nothing is said, and so lets its locks go: those of a process
+that hangs, or whose machine is cut off. Ours take milliseconds; MySQL has no such limit."""
+
 CONFLICT_TRIES = 10
 """How often a transaction may lose against others."""
 
-# Deadlock or, in a cluster, certification conflict; lock wait timeout.
-_CONFLICTS = frozenset({1213, 1205})
-
-# The connection or its server is gone, or its node of a cluster takes no work; another connection may do.
-_AWAY = frozenset(
-    {
-        1040,  # too many connections
-        1047,  # the node is not ready
-        1053,  # the server is shutting down
-        1180,  # the commit failed: the node has lost the cluster
-        1927,  # the connection was killed
-        2002,  # no connection through the local socket
-        2003,  # no connection over TCP
-        2006,  # the server has gone away
-        2013,  # the connection was lost during a statement
-        2055,  # the same, with the system's reason
-        4031,  # closed by the server for idleness
-    }
-)
+LOCK_WAITS = 3
+"""How often in a row it may wait in vain for a lock on one node of a cluster. Then it is done on another, whose commits
+go before what is locked here."""
 
 # What a person can do about a database that refuses us. It may be put right while we run: that is like being away.
 _CORRECT = "correct [database] engine in the configuration"
@@ -68,6 +62,14 @@ _MYSQL_SESSION = (
     "sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION', "
     "innodb_lock_wait_timeout = 3, lock_wait_timeout = 3"
 )
+# Only MariaDB reads what stands in such a comment.
+_IDLE_TRANSACTION = f" /*M!100300 , idle_transaction_timeout = {IDLE_TRANSACTION:.0f} */"
+_NO_IDLE_LIMIT = " /*M!100300 , idle_transaction_timeout = 0 */"
+
+_IN_DOUBT = "; the last change may have taken place"
+
+# What may be said of a commit that failed so: it did not take place.
+_NOT_COMMITTED = CONFLICTS | {NOT_READY}
 
 
 _busy: ContextVar[frozenset[int]] = ContextVar("busy", default=frozenset())
@@ -89,22 +91,34 @@ class Database:
         """Connect to nothing yet: the first transaction does.
 
         ``url`` is SQLAlchemy's (``mysql+pymysql://user:password@host/name``, ``sqlite:////path``, or ``sqlite://``
-        for one in memory); ``mysql://`` and ``mariadb://`` mean PyMySQL. ``pool_size`` is how many transactions that
+        for one in memory), of which a cluster's has several hosts: see :func:`mozpool.config.database_urls`, which also
+        says what is raised. ``pool_size`` is how many transactions that
         write, and besides how many that read, may run at the same time: there are at most twice as many connections.
-        ``connect_timeout`` is the seconds that connecting may take.
+        ``connect_timeout`` is the seconds that connecting to one host may take.
         """
-        self.url = _with_driver(make_url(url))
+        urls = config.database_urls(url)
+        self.url = urls[0]
+        """Of a cluster: the URL of the database on the first host."""
         self.dialect = "sqlite" if self.url.get_backend_name() == "sqlite" else "mysql"
-        self.name = _describe(self.url)
+        self.name = _describe(urls)
         """The database in words fit for a message: without a password."""
         self.clock = clock
         self._rng = rng
         self._in_memory = self.dialect == "sqlite" and self.url.database in (None, "", ":memory:")
         self._connect_timeout = connect_timeout
+        self._nodes = Nodes(urls, clock=clock, connect_timeout=connect_timeout)
+        self._answer_within = CLUSTER_ANSWER_WITHIN if self._nodes.others else ANSWER_WITHIN
+        # While a cluster leaves a node out, all connections may be waiting in a commit.
+        self._pool_wait = POOL_WAIT + (CLUSTER_ANSWER_WITHIN if self._nodes.others else 0)
         self._writer = clock.lock()
+        self.on_work: Callable[[str, float, bool], None] = lambda operation, seconds, away: None
+        """Told of each :meth:`read` and :meth:`run`: ``read`` or ``write``, seconds, whether it came to nothing."""
+        self.on_retry: Callable[[str], None] = lambda reason: None
+        """Told of each repetition of a transaction: ``conflict`` or ``lost``."""
         if self.dialect == "mysql":
-            self.engine = self._mysql_engine(pool_size)
-            self.reader = self._mysql_engine(pool_size, read_only=True)
+            statement = _MYSQL_SESSION + _IDLE_TRANSACTION
+            self.engine = self._mysql_engine(pool_size, Session(statement, self._answer_within))
+            self.reader = self._mysql_engine(pool_size, Session(statement, self._answer_within, read_only=True))
         elif self._in_memory:
             self.engine = self.reader = self._sqlite_engine(pool_size)
         else:
@@ -146,78 +160,108 @@ class Database:
         """A connection for reads only: the database refuses a write (one in memory forgets it). It waits for no writer.
 
         On SQLite all statements see the same moment. On MySQL each stands for itself, as READ COMMITTED shows it the
-        newest rows anyway: that saves the round trip that ends a transaction.
+        newest rows anyway: that saves the round trip that ends a transaction. One that a conflict or a lost node of a
+        cluster spoils is sent again by itself, to another node where need be.
         Raises as :meth:`begin` does.
         """
-        try:
-            with (
-                self._once_a_thread(),
-                self._one_at_a_time(self._in_memory),
-                self.reader.connect() as connection,
-                self._ended(connection),
-            ):
-                if self.dialect == "sqlite":
-                    connection.exec_driver_sql("BEGIN")
-                yield connection
-        except exc.SQLAlchemyError as error:
-            if _is_away(error):
-                raise self._away(error) from error
-            raise
+        with self._measured("read"):
+            try:
+                with (
+                    self._once_a_thread(),
+                    self._one_at_a_time(self._in_memory),
+                    self.reader.connect() as connection,
+                    self._ended(connection),
+                ):
+                    if self.dialect == "sqlite":
+                        connection.exec_driver_sql("BEGIN")
+                    yield connection
+            except exc.SQLAlchemyError as error:
+                if _code(error) in CONFLICTS:
+                    raise DatabaseAway(f"{self.name} is too busy: {reason(error)}") from error
+                if _is_away(error):
+                    raise self._away(error) from error
+                raise
 
     def run(
         self,
         work: Callable[[Connection], T],
         *,
         committed: Callable[[Connection], T | None] | None = None,
+        repeatable: bool = False,
         patience: float = 2.0,
     ) -> T:
         """Do ``work`` in a transaction and return its value, once that is committed.
 
         ``work`` may be called several times, each time in a new transaction: again at once when another transaction
-        got in the way (deadlock, lock wait, certification conflict; at most CONFLICT_TRIES times), and for ``patience``
-        seconds while the database is away. So it must have no effects but those on its connection.
+        got in the way (deadlock, lock wait, certification conflict; at most CONFLICT_TRIES times) or a node of a
+        cluster was lost (at most once for each other node), and for ``patience`` seconds while the database is away. So
+        it must have no effects but those on its connection.
 
         When the connection is lost during the commit itself, nobody knows whether it took place. Then ``committed`` is
         called in a new transaction: it looks for what ``work`` wrote (a token in the row) and returns the value that
-        ``work`` would have; None means that nothing is there, and ``work`` is done again.
+        ``work`` would have; None means that nothing is there, and ``work`` is done again. Where it comes to the same if
+        it is done twice (a column gets a value), ``repeatable`` saves looking.
 
-        Raises DatabaseAway when it comes to nothing within these limits; where the commit's answer was lost, and there
-        is no ``committed`` or the database stays away, the message says that the change may have taken place.
-        Whatever else ``work`` raises is rolled back and passed on.
+        Raises DatabaseAway when it comes to nothing within these limits; where a commit's answer was lost, and nothing
+        tells what became of it, the message says that the change may have taken place. Whatever else ``work`` raises is
+        rolled back and passed on.
         """
-        deadline = Deadline(self.clock, patience)
+        with self._measured("write"):
+            return self._run(work, committed, repeatable, Deadline(self.clock, patience))
+
+    def _run(
+        self,
+        work: Callable[[Connection], T],
+        committed: Callable[[Connection], T | None] | None,
+        repeatable: bool,
+        deadline: Deadline,
+    ) -> T:
         in_doubt: BaseException | None = None  # the error of a commit whose outcome is unknown
-        conflicts = losses = 0
+        doubt = False  # whether an earlier try may have been committed
+        conflicts = losses = lock_waits = 0
         while True:
-            attempt = _Attempt()
+            attempt, look, node = _Attempt(), _Attempt(), self._nodes.mark()
             try:
                 if in_doubt is not None and committed is not None:
-                    with self._transaction(_Attempt()) as connection:
+                    with self._transaction(look) as connection:
                         value = committed(connection)
                     if value is not None:
                         return value
-                    in_doubt = None
+                    in_doubt, doubt = None, False
                 with self._transaction(attempt) as connection:
                     value = work(connection)
                 return value
             except exc.SQLAlchemyError as error:
-                if _code(error) in _CONFLICTS:
+                if _code(error) in CONFLICTS:
                     conflicts += 1
+                    lock_waits = lock_waits + 1 if _code(error) == LOCK_WAIT else 0
+                    if lock_waits == LOCK_WAITS:
+                        self._nodes.leave(*node)
+                        lock_waits = 0
                     if conflicts >= CONFLICT_TRIES:
                         raise DatabaseAway(
                             f"{self.name} is too busy: other transactions got in the way {conflicts} times"
+                            f"{_IN_DOUBT if doubt else ''}"
                         ) from error
+                    self.on_retry("conflict")
                     self.clock.sleep(self._rng.uniform(0, min(0.1, 0.002 * 2**conflicts)))
                     continue
                 if not _is_away(error):
                     raise
-                if attempt.in_doubt:
+                doubt = doubt or attempt.in_doubt
+                if attempt.in_doubt and not repeatable:
                     in_doubt = error
                 losses += 1
                 may_ask = in_doubt is error and committed is not None
-                # A commit that was lost by waiting has used up all patience: still ask once what became of it.
-                if (deadline.expired and not may_ask) or (in_doubt is not None and committed is None):
-                    raise self._away(error, in_doubt is not None) from error
+                # A commit that was lost by waiting has used up all patience: still ask once what became of it, and go
+                # to another node at once. Where none could be connected to, all have been tried.
+                may_move = losses <= self._nodes.others and (attempt.connected or look.connected)
+                over = deadline.expired and not (may_ask or may_move)
+                if over or (in_doubt is not None and committed is None):
+                    raise self._away(error, doubt) from error
+                self.on_retry("lost")
+                if may_move:
+                    continue
                 pause = min(0.5, 0.02 * 2**losses)
                 self.clock.sleep(deadline.remaining(self._rng.uniform(pause / 2, pause)))
 
@@ -241,7 +285,9 @@ class Database:
         if self.dialect == "sqlite":
             engine = self.engine
         else:
-            engine = self._mysql_engine(1, answer_within=None, poolclass=NullPool)
+            engine = self._mysql_engine(
+                1, Session(_MYSQL_SESSION + _NO_IDLE_LIMIT, answer_within=None), poolclass=NullPool
+            )
         attempt = _Attempt()
         try:
             with self._once_a_thread(), self._one_at_a_time(self.dialect == "sqlite"), engine.connect() as connection:
@@ -261,6 +307,18 @@ class Database:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     @contextmanager
+    def _measured(self, operation: str) -> Iterator[None]:
+        """Tell of a unit of work when it is over."""
+        begun, away = self.clock.monotonic(), False
+        try:
+            yield
+        except DatabaseAway:
+            away = True
+            raise
+        finally:
+            self.on_work(operation, self.clock.monotonic() - begun, away)
+
+    @contextmanager
     def _transaction(self, attempt: _Attempt) -> Iterator[Connection]:
         """A transaction that writes; ``attempt`` notes how far it got. Errors are the driver's own."""
         with (
@@ -269,6 +327,7 @@ class Database:
             self.engine.connect() as connection,
             self._written(connection, attempt),
         ):
+            attempt.connected = True
             yield connection
 
     @contextmanager
@@ -279,7 +338,12 @@ class Database:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield
             attempt.in_doubt = self.dialect == "mysql"  # SQLite in this process can't lose the answer
-            connection.commit()
+            try:
+                connection.commit()
+            except exc.SQLAlchemyError as error:
+                if _code(error) in _NOT_COMMITTED:
+                    attempt.in_doubt = False
+                raise
 
     @contextmanager
     def _ended(self, connection: Connection) -> Iterator[None]:
@@ -329,7 +393,7 @@ class Database:
     def _away(self, error: exc.SQLAlchemyError, in_doubt: bool = False) -> DatabaseAway:
         """The error to tell the caller; the driver's reason has no password in it."""
         if isinstance(error, exc.TimeoutError):
-            return DatabaseAway(f"{self.name} is too busy: no free connection within {POOL_WAIT:g} s")
+            return DatabaseAway(f"{self.name} is too busy: no free connection within {self._pool_wait:g} s")
         said, user = reason(error), self.url.username
         match _code(error):
             case 1049:
@@ -342,51 +406,34 @@ class Database:
                 what = f"is no SQLite file ({said}): move it out of the way, or {_CORRECT}"
             case _:
                 what = f"is away: {said}"
-        doubt = "; the last change may have taken place" if in_doubt else ""
-        return DatabaseAway(f"{self.name} {what}{doubt}")
+        return DatabaseAway(f"{self.name} {what}{_IN_DOUBT if in_doubt else ''}")
 
     # -- engines --------------------------------------------------------------------------------------------------
 
-    def _mysql_engine(
-        self,
-        pool_size: int,
-        *,
-        answer_within: float | None = ANSWER_WITHIN,
-        poolclass: Any = None,
-        read_only: bool = False,
-    ) -> Engine:
-        """PyMySQL with bounded waits everywhere; it keeps TCP connections alive by itself.
+    def _mysql_engine(self, pool_size: int, session: Session, *, poolclass: Any = None) -> Engine:
+        """PyMySQL with bounded waits everywhere, on the node that is used; it keeps TCP connections alive by itself.
 
-        ``read_only``: each statement is a transaction of its own, which SQLAlchemy needs not end.
+        Where the session is read-only, each statement is a transaction of its own, which SQLAlchemy needs not end.
         """
         pooled: dict[str, Any] = {
             "pool_size": pool_size,
             "max_overflow": 0,
-            "pool_timeout": POOL_WAIT,
+            "pool_timeout": self._pool_wait,
             "pool_recycle": 1800,
             "pool_use_lifo": True,
             "pool_reset_on_return": None,
         }
         engine = create_engine(
             self.url,
-            isolation_level="AUTOCOMMIT" if read_only else "READ COMMITTED",  # said once a connection
+            isolation_level="AUTOCOMMIT" if session.read_only else "READ COMMITTED",  # said once a connection
             skip_autocommit_rollback=True,
-            connect_args={
-                "charset": "utf8mb4",
-                "connect_timeout": self._connect_timeout,
-                "read_timeout": answer_within,
-                "write_timeout": answer_within,
-                "init_command": _MYSQL_SESSION,
-            },
+            connect_args={"charset": "utf8mb4"},
             **(pooled if poolclass is None else {"poolclass": poolclass}),
         )
 
-        if read_only:
-
-            @event.listens_for(engine, "connect")
-            def refuse_writes(connection: Any, _record: Any) -> None:
-                with connection.cursor() as cursor:
-                    cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ ONLY")
+        @event.listens_for(engine, "do_connect")
+        def connect(_dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> NodeConnection:
+            return self._nodes.connect(options, session)
 
         @event.listens_for(engine, "connect")
         @event.listens_for(engine, "checkin")
@@ -394,11 +441,13 @@ class Database:
             record.info["used"] = self.clock.monotonic()
 
         @event.listens_for(engine, "checkout")
-        def try_idle_connection(connection: Any, record: Any, _proxy: Any) -> None:
+        def check(connection: NodeConnection, record: Any, _proxy: Any) -> None:
+            if not self._nodes.is_current(connection):
+                raise exc.DisconnectionError("its node has been left")
             if self.clock.monotonic() - record.info["used"] < PING_AFTER:
                 return
             try:
-                connection.ping(reconnect=False)
+                connection.try_out()
             except engine.dialect.loaded_dbapi.Error as error:
                 raise exc.InvalidatePoolError(str(error)) from error
 
@@ -427,10 +476,13 @@ class Database:
 
 
 class _Attempt:
-    """How far a transaction got: whether a lost connection leaves open if it was committed."""
+    """How far a transaction got."""
 
     def __init__(self) -> None:
+        self.connected = False
+        """Whether it had a connection."""
         self.in_doubt = False
+        """Whether a lost connection leaves open if it was committed."""
 
 
 @contextmanager
@@ -445,16 +497,12 @@ def _foreign_keys_off(connection: Connection) -> Iterator[None]:
         connection.rollback()
 
 
-def _with_driver(url: URL) -> URL:
-    """``mysql://`` and ``mariadb://`` name no driver: ours is PyMySQL."""
-    return url.set(drivername=f"{url.drivername}+pymysql") if url.drivername in ("mysql", "mariadb") else url
-
-
-def _describe(url: URL) -> str:
-    """E.g. ``the database mozpool at db1:3306``."""
-    if url.get_backend_name() == "sqlite":
-        return f"the database {url.database or 'in memory'}"
-    return f"the database {url.database} at {url.host or 'localhost'}:{url.port or 3306}"
+def _describe(urls: Sequence[URL]) -> str:
+    """E.g. ``the database mozpool at db1:3306``, with all hosts of a cluster."""
+    if urls[0].get_backend_name() == "sqlite":
+        return f"the database {urls[0].database or 'in memory'}"
+    hosts = (config.host_and_port(url.host or "localhost", url.port or config.MYSQL_PORT) for url in urls)
+    return f"the database {urls[0].database} at {', '.join(hosts)}"
 
 
 def _code(error: exc.SQLAlchemyError) -> object:
@@ -483,4 +531,4 @@ def _is_away(error: exc.SQLAlchemyError) -> bool:
         return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB)
     # Without a statement it was connecting that failed: refused, unreachable, access denied.
     connecting = error.statement is None and isinstance(error, exc.OperationalError | exc.InterfaceError)
-    return error.connection_invalidated or connecting or _code(error) in _AWAY
+    return error.connection_invalidated or connecting or _code(error) in AWAY

@@ -20,6 +20,12 @@ from mozpool.errors import Unprocessable
 SELF_TEST = "self-test"
 """The image with which devices test themselves."""
 
+MAINTENANCE = "maintenance"
+"""The image that waits for a person."""
+
+FIXED = (SELF_TEST, MAINTENANCE)
+"""Images that LifeGuard looks for by their names."""
+
 
 @dataclass(frozen=True)
 class Image:
@@ -64,6 +70,11 @@ def find(conn: Connection) -> list[Image]:
     return [_image(tuple(row)) for row in conn.execute(_IMAGES.order_by(images.c.id))]
 
 
+def on_offer(found: Sequence[Image]) -> list[Image]:
+    """Those of some images that people may ask for."""
+    return [image for image in found if not image.hidden and image.name != SELF_TEST]
+
+
 def by_name(conn: Connection, name: str) -> Image | None:
     """The image of this name, or None."""
     row = conn.execute(_IMAGE_BY_NAME, {"image_name": name}).first()
@@ -84,6 +95,36 @@ def add(
             has_sut_agent=int(has_sut_agent),
         )
     )
+
+
+def check_free_for_image(conn: Connection, name: str) -> None:
+    """Raise Conflict when an image has this name, or one that differs in case only."""
+    check_free(conn, images.c.name, name, "image")
+
+
+def lock(conn: Connection, name: str) -> None:
+    """Let nobody else change the image of this name before this transaction has ended."""
+    conn.execute(select(images.c.id).where(exactly(images.c.name, name)).with_for_update())
+
+
+def change(conn: Connection, image: Image) -> None:
+    """Write all columns of an image."""
+    values = {
+        "name": image.name,
+        "boot_config_keys": json.dumps(list(image.boot_config_keys)),
+        "can_reuse": int(image.can_reuse),
+        "hidden": int(image.hidden),
+        "has_sut_agent": int(image.has_sut_agent),
+    }
+    conn.execute(update(images).where(images.c.id == image.id).values(**values))
+
+
+def delete_image(conn: Connection, image_id: int) -> None:
+    """Delete an image that nothing uses."""
+    # Rows of 4.2.1 may say of a hardware type that nothing boots the image on it.
+    unused = image_pxe_configs.c.pxe_config_id.is_(None)
+    conn.execute(delete(image_pxe_configs).where(image_pxe_configs.c.image_id == image_id, unused))
+    conn.execute(delete(images).where(images.c.id == image_id))
 
 
 _PXE_CONFIG_FOR = (
@@ -135,10 +176,37 @@ def known_hardware(conn: Connection) -> list[HardwareType]:
     return [HardwareType(row[0], row[1], row[2], loads_object(row[3])) for row in rows]
 
 
+def sorted_hardware(conn: Connection) -> list[HardwareType]:
+    """All hardware types, sorted by type and model."""
+    return sorted(known_hardware(conn), key=lambda hardware: (hardware.type, hardware.model))
+
+
 def add_hardware_type(conn: Connection, type_: str, model: str, backends: Mapping[str, str]) -> None:
     """Add a hardware type, which names these backends (interface → name)."""
     text = json.dumps(dict(backends)) if backends else None
     conn.execute(insert(hardware_types).values(type=type_, model=model, backends=text))
+
+
+def lock_hardware_type(conn: Connection, hardware_type_id: int) -> None:
+    """Let nobody else change the hardware type with this id before this transaction has ended."""
+    conn.execute(select(hardware_types.c.id).where(hardware_types.c.id == hardware_type_id).with_for_update())
+
+
+def change_hardware_type(conn: Connection, hardware: HardwareType) -> None:
+    """Write all columns of a hardware type."""
+    text = json.dumps(dict(hardware.backends)) if hardware.backends else None
+    conn.execute(
+        update(hardware_types)
+        .where(hardware_types.c.id == hardware.id)
+        .values(type=hardware.type, model=hardware.model, backends=text)
+    )
+
+
+def delete_hardware_type(conn: Connection, hardware_type_id: int) -> None:
+    """Delete a hardware type that nothing uses."""
+    unused = image_pxe_configs.c.pxe_config_id.is_(None)
+    conn.execute(delete(image_pxe_configs).where(image_pxe_configs.c.hardware_type_id == hardware_type_id, unused))
+    conn.execute(delete(hardware_types).where(hardware_types.c.id == hardware_type_id))
 
 
 # PXE configs
@@ -203,6 +271,11 @@ def add_pxe_config(conn: Connection, *, name: str, **values: str | int) -> None:
     """Add a PXE config: all columns but its id. Raises Conflict when there is one of this name."""
     check_free(conn, pxe_configs.c.name, name, "PXE config")
     conn.execute(insert(pxe_configs).values(name=name, **values))
+
+
+def lock_pxe_config(conn: Connection, name: str) -> None:
+    """Let nobody else change the PXE config of this name before this transaction has ended."""
+    conn.execute(select(pxe_configs.c.id).where(exactly(pxe_configs.c.name, name)).with_for_update())
 
 
 def change_pxe_config(conn: Connection, pxe_config_id: int, values: Mapping[str, str | int]) -> None:

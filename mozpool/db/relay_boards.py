@@ -21,13 +21,18 @@ from mozpool.db import devices
 from mozpool.db.devices import Device
 from mozpool.db.spelling import exactly
 from mozpool.db.tables import devices as devices_table
-from mozpool.db.tables import imaging_servers, relay_boards
+from mozpool.db.tables import imaging_servers, relay_board_history, relay_boards
 
 DEFAULT_PORT = 2101
 
 _NAME_LENGTH = 32
 _LANE_LENGTH = 190
 _FQDN_LENGTH = 255
+_REASON_LENGTH = 190
+
+OK, SUSPECT, FAILED = "ok", "suspect", "failed"
+"""The states of a switch."""
+
 _RELAY_LANE = "relay"
 """The first part of the lanes of relay boards."""
 
@@ -88,35 +93,66 @@ def by_name(conn: Connection, name: str) -> RelayBoard | None:
     return None if row is None else RelayBoard(*row)
 
 
+def by_lane(conn: Connection, lane: str) -> RelayBoard | None:
+    """The relay board or other switch behind a lane, or None."""
+    row = conn.execute(_SELECT.where(_behind(lane)).order_by(relay_boards.c.id)).first()
+    return None if row is None else RelayBoard(*row)
+
+
 def set_state_by_lane(
     conn: Connection, lane: str, state: str, reason: str | None, now: datetime, imaging_server_id: int
-) -> None:
-    """Note what is known of the switch behind a lane.
+) -> bool:
+    """Note what is known of the switch behind a lane; answer whether that is another state than before.
 
     A lane that no row stands for gets one, which is this imaging server's; one that is too long for its column is let
     go. Raises IntegrityError when another server has just added the same row: it is there on the next call.
     """
     mine = _behind(lane)
-    values = {"state": state, "reason": reason}
-    changed = conn.execute(
-        update(relay_boards).where(mine, relay_boards.c.state != state).values(**values, state_since=now)
-    )
-    if changed.rowcount or conn.execute(update(relay_boards).where(mine).values(**values)).rowcount:
-        return
+    # Writing first holds off whoever wants to note something at the same time.
+    if conn.execute(update(relay_boards).where(mine).values(reason=reason)).rowcount:
+        columns = relay_boards.c.id, relay_boards.c.name, relay_boards.c.state
+        changed = conn.execute(select(*columns).where(mine, relay_boards.c.state != state)).all()
+        for board_id, name, before in changed:
+            here = relay_boards.c.id == board_id
+            conn.execute(update(relay_boards).where(here).values(state=state, state_since=now))
+            _note(conn, board_id, name, before, state, reason, now)
+        return bool(changed)
     if len(lane) > _LANE_LENGTH:
-        return
+        return False
     rest = lane.partition(":")[2] or lane
     names = set(conn.scalars(select(func.lower(relay_boards.c.name))))
     taken = conn.scalar(select(relay_boards.c.id).where(func.lower(relay_boards.c.fqdn) == rest.lower()))
-    conn.execute(
+    name = name_of(lane, names)
+    key = conn.execute(
         insert(relay_boards).values(
-            name=name_of(lane, names),
+            name=name,
             fqdn=(rest if taken is None else lane)[:_FQDN_LENGTH],
             imaging_server_id=imaging_server_id,
             state_counters="{}",
             lane=lane,
+            state=state,
             state_since=now,
-            **values,
+            reason=reason,
+        )
+    ).inserted_primary_key
+    assert key is not None
+    if state != OK:
+        _note(conn, int(key[0]), name, OK, state, reason, now)
+    return True
+
+
+def _note(
+    conn: Connection, board_id: int, name: str, before: str, state: str, reason: str | None, now: datetime
+) -> None:
+    """Write a change of state into the history of the boards."""
+    conn.execute(
+        insert(relay_board_history).values(
+            relay_board_id=board_id,
+            board=name,
+            ts=now,
+            from_state=before,
+            to_state=state,
+            reason=None if reason is None else reason[:_REASON_LENGTH],
         )
     )
 
@@ -151,3 +187,8 @@ def name_of(lane: str, taken: Collection[str]) -> str:
 def on_relay(conn: Connection, bank: int, relay: int) -> list[Device]:
     """The devices that hang on this relay of any board, whichever it is: ``relay_info`` tells."""
     return devices.matching(conn, [devices_table.c.relay_info.endswith(f":bank{bank}:relay{relay}")])
+
+
+def devices_named(conn: Connection, names: Collection[str]) -> list[Device]:
+    """The devices with these names, sorted by id."""
+    return devices.matching(conn, [devices_table.c.name.in_(names)]) if names else []

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -14,15 +14,27 @@ from typing import Any
 from sqlalchemy import Connection, Select, Update, and_, bindparam, func, insert, not_, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
+from mozpool.db.devices import owner_column as device_owner
 from mozpool.db.packing import Pack, loads_counters, loads_strings
 from mozpool.db.spelling import exactly
-from mozpool.db.tables import device_requests, devices, images, imaging_servers, requests
+from mozpool.db.tables import claim_history, device_requests, devices, images, imaging_servers, requests
 
 QUEUED = "finding_device"
 FAILED_STATES = ("failed_device_not_found", "failed_bad_image", "failed_bad_device", "failed_device_busy")
 END_STATES = ("closed", *FAILED_STATES)
+READY = "ready"
+
+RETURNED = "returned"
+"""The reason of a request that its client gave back."""
+EXPIRED = "expired"
+"""The reason of one whose time was over."""
 
 _device_server = imaging_servers.alias("device_server")
+_owner = imaging_servers.alias("owner")
+_past_device = devices.alias("past_device")
+
+owner_column: ColumnElement[int] = func.coalesce(requests.c.owner_id, requests.c.imaging_server_id)
+"""The id of the server that acts for a request."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class Request:
     id: int
     imaging_server_id: int
     imaging_server: str
+    """The server that it was made on."""
     requested_device: str
     assignee: str
     created: datetime | None
@@ -68,9 +81,17 @@ class Request:
     device_address: str | None = None
     device_server_id: int | None = None
     device_server: str | None = None
+    """The server that acts on the device."""
     device_image_id: int | None = None
     device_boot_config_hash: str | None = None
     device_operation_claim_id: int | None = None
+    owner_id: int = 0
+    owner: str = ""
+    """The server that acts for it now: the one it was made on, or one that has taken over from that."""
+    epoch: int = 0
+    """Goes up with every change of owner."""
+    came_from_id: int | None = None
+    """The owner before, until the new one has begun to act."""
 
     @property
     def name(self) -> str:
@@ -81,6 +102,11 @@ class Request:
     def is_open(self) -> bool:
         """Whether it may still hold or get a device."""
         return self.state not in END_STATES
+
+    @property
+    def ready_at(self) -> datetime | None:
+        """When it got its device ready, if it has."""
+        return self.state_since if self.state == READY else None
 
     @property
     def wants_named_device(self) -> bool:
@@ -100,25 +126,27 @@ _PACK = Pack(
         "device": devices.c.name,
         "device_state": devices.c.state,
         "device_address": func.coalesce(devices.c.address, devices.c.fqdn),
-        "device_server_id": devices.c.imaging_server_id,
+        "device_server_id": device_owner,
         "device_server": _device_server.c.fqdn,
         "device_image_id": devices.c.image_id,
         "device_boot_config_hash": devices.c.boot_config_hash,
         "device_operation_claim_id": devices.c.operation_claim_id,
+        "owner_id": owner_column,
+        "owner": _owner.c.fqdn,
     },
     requests,
     convert={"state_counters": loads_counters, "labels": loads_strings},
 )
 
-_SELECT: Select[Any] = (
-    select(_PACK.column)
-    .select_from(requests)
-    .join(imaging_servers, imaging_servers.c.id == requests.c.imaging_server_id)
+_FROM = (
+    requests.join(imaging_servers, imaging_servers.c.id == requests.c.imaging_server_id)
+    .join(_owner, _owner.c.id == owner_column)
     .outerjoin(images, images.c.id == requests.c.image_id)
     .outerjoin(device_requests, device_requests.c.request_id == requests.c.id)
     .outerjoin(devices, devices.c.id == device_requests.c.device_id)
-    .outerjoin(_device_server, _device_server.c.id == devices.c.imaging_server_id)
+    .outerjoin(_device_server, _device_server.c.id == device_owner)
 )
+_SELECT: Select[Any] = select(_PACK.column).select_from(_FROM)
 _BY_ID = _SELECT.where(requests.c.id == bindparam("request_id"))
 
 
@@ -134,13 +162,13 @@ def get(conn: Connection, request_id: int) -> Request | None:
 
 _OWNER = (
     select(imaging_servers.c.id, imaging_servers.c.fqdn)
-    .join(requests, requests.c.imaging_server_id == imaging_servers.c.id)
+    .join(requests, imaging_servers.c.id == owner_column)
     .where(requests.c.id == bindparam("request_id"))
 )
 
 
 def owner(conn: Connection, request_id: int) -> tuple[int, str] | None:
-    """(id, name) of the imaging server that serves a request, or None when there is no such request."""
+    """(id, name) of the imaging server that acts for a request, or None when there is no such request."""
     row = conn.execute(_OWNER, {"request_id": request_id}).first()
     return None if row is None else (row[0], row[1])
 
@@ -155,17 +183,15 @@ class Filter:
     requested_device: str | None = None
     device: str | None = None
     environment: str | None = None
+    search: str | None = None
+    """The id, or part of the assignee or of a device's or the image's name; among closed ones also of a device had."""
 
 
-def find(conn: Connection, wanted: Filter, now: datetime, *, after: int = 0, limit: int | None = None) -> list[Request]:
-    """Requests in the order of their ids, from behind ``after``, at most ``limit``.
-
-    Failed ones count as open until they are returned or expire.
-    """
-    conditions: list[ColumnElement[bool]] = [requests.c.id > after]
+def _conditions(wanted: Filter, now: datetime) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
     if not wanted.include_closed:
-        conditions.append(requests.c.state != "closed")
-        conditions.append(not_(and_(requests.c.state.in_(FAILED_STATES), requests.c.expires <= now)))
+        found.append(requests.c.state != "closed")
+        found.append(not_(and_(requests.c.state.in_(FAILED_STATES), requests.c.expires <= now)))
     pairs = (
         (requests.c.assignee, wanted.assignee),
         (requests.c.state, wanted.state),
@@ -173,11 +199,37 @@ def find(conn: Connection, wanted: Filter, now: datetime, *, after: int = 0, lim
         (devices.c.name, wanted.device),
         (requests.c.environment, wanted.environment),
     )
-    conditions += [exactly(column, value) for column, value in pairs if value is not None]
-    query = _SELECT.where(*conditions).order_by(requests.c.id)
+    found += [exactly(column, value) for column, value in pairs if value is not None]
+    if wanted.search:
+        columns = (requests.c.assignee, requests.c.requested_device, devices.c.name, images.c.name)
+        alike = [column.contains(wanted.search, autoescape=True) for column in columns]
+        if wanted.include_closed:  # they have no device any more, but had one
+            had = select(claim_history.c.request_id).join(_past_device, _past_device.c.id == claim_history.c.device_id)
+            found_there = had.where(_past_device.c.name.contains(wanted.search, autoescape=True))
+            alike.append(requests.c.id.in_(found_there))
+        if wanted.search.isdecimal() and len(wanted.search) < 18:
+            alike.append(requests.c.id == int(wanted.search))
+        found.append(or_(*alike))
+    return found
+
+
+def find(conn: Connection, wanted: Filter, now: datetime, *, after: int = 0, limit: int | None = None) -> list[Request]:
+    """Requests in the order of their ids, from behind ``after``, at most ``limit``.
+
+    Failed ones count as open until they are returned or expire.
+    """
+    query = _SELECT.where(requests.c.id > after, *_conditions(wanted, now)).order_by(requests.c.id)
     if limit is not None:
         query = query.limit(limit)
     return [_request(text) for text in conn.scalars(query)]
+
+
+def newest(conn: Connection, wanted: Filter, now: datetime, *, offset: int, limit: int) -> tuple[list[Request], int]:
+    """Some of the requests that are wanted, the newest first, from the one at ``offset`` on; and how many there are."""
+    conditions = _conditions(wanted, now)
+    total = conn.scalar(select(func.count()).select_from(_FROM).where(*conditions)) or 0
+    query = _SELECT.where(*conditions).order_by(requests.c.id.desc()).offset(offset).limit(limit)
+    return [_request(text) for text in conn.scalars(query)], int(total)
 
 
 _BY_TOKEN = select(requests.c.id).where(requests.c.token == bindparam("token")).order_by(requests.c.id.desc()).limit(1)
@@ -268,7 +320,7 @@ def version_and_token(conn: Connection, request_id: int) -> tuple[int, str | Non
 _DUE = (
     select(requests.c.id, requests.c.attempt, requests.c.state_timeout, requests.c.expires)
     .where(
-        requests.c.imaging_server_id == bindparam("server"),
+        owner_column == bindparam("server"),
         requests.c.state.not_in(END_STATES),
         or_(requests.c.state_timeout < bindparam("moment"), requests.c.expires < bindparam("moment")),
     )
@@ -276,9 +328,9 @@ _DUE = (
 )
 
 
-def due(conn: Connection, imaging_server_id: int, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
-    """(id, attempt, deadline) of this server's open requests that time out or expire before ``before``."""
-    rows = conn.execute(_DUE, {"server": imaging_server_id, "moment": before, "most": limit})
+def due(conn: Connection, owner_id: int, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
+    """(id, attempt, deadline) of a server's open requests that time out or expire before ``before``."""
+    rows = conn.execute(_DUE, {"server": owner_id, "moment": before, "most": limit})
     found = [(row[0], row[1], row[3] if row[2] is None else min(row[2], row[3])) for row in rows]
     return sorted(found, key=lambda item: item[2])
 
@@ -321,6 +373,56 @@ def queue_heads(conn: Connection) -> list[QueueHead]:
     return sorted(found, key=lambda head: (head.queue_key, head.criteria))
 
 
+@dataclass(frozen=True)
+class Alike:
+    """Waiting requests that the same devices can serve: the oldest of them, and how many there are."""
+
+    oldest: Request
+    number: int
+
+
+def waiting(conn: Connection, limit: int, *, each: bool) -> list[Alike]:
+    """Waiting requests, the oldest first: each by itself, or by kind."""
+    kind = requests.c.id if each else requests.c.criteria
+    first = func.min(requests.c.id)
+    kinds = select(first, func.count()).where(requests.c.state == QUEUED).group_by(kind).order_by(first).limit(limit)
+    numbers = {row[0]: row[1] for row in conn.execute(kinds)}
+    rows = _SELECT.where(requests.c.id.in_(numbers)).order_by(requests.c.id)
+    found = [_request(text) for text in conn.scalars(rows)]
+    return [Alike(row, numbers[row.id]) for row in found]
+
+
+def tally(conn: Connection) -> dict[str, int]:
+    """State → how many requests that have not ended are in it."""
+    query = select(requests.c.state, func.count()).where(requests.c.state.not_in(END_STATES))
+    return {row[0]: row[1] for row in conn.execute(query.group_by(requests.c.state))}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Requests that are alike, as far as counting them goes."""
+
+    owner_id: int
+    state: str
+    number: int
+    first_made: datetime | None
+    """When the oldest of them was made."""
+
+
+_GROUPED = (owner_column.label("owner"), requests.c.state)
+_GROUPS = (
+    select(*_GROUPED, func.count(), func.min(requests.c.created))
+    # The first is for the index: with the second alone, each request that there ever was would be looked at.
+    .where(or_(requests.c.state < "closed", requests.c.state > "closed"), requests.c.state.not_in(END_STATES))
+    .group_by(*_GROUPED)
+)
+
+
+def groups(conn: Connection) -> list[Group]:
+    """How many requests that have not ended each server acts for, by state; none of them is loaded."""
+    return [Group(*row) for row in conn.execute(_GROUPS)]
+
+
 def first_in_queue(
     conn: Connection, *, limit: int, criteria: str | None = None, behind: Request | None = None
 ) -> list[Request]:
@@ -352,6 +454,22 @@ def place_in_queue(conn: Connection, request: Request) -> int:
     return int(before or 0) + 1
 
 
+def first_holders(
+    conn: Connection, conditions: Iterable[ColumnElement[bool]], limit: int
+) -> list[tuple[str, str, datetime]]:
+    """(device, assignee, expires) of those who have devices that meet ``conditions``, who end first coming first."""
+    query = (
+        select(devices.c.name, requests.c.assignee, requests.c.expires)
+        .select_from(devices)
+        .join(device_requests, device_requests.c.device_id == devices.c.id)
+        .join(requests, requests.c.id == device_requests.c.request_id)
+        .where(devices.c.claim_id.is_not(None), *conditions)
+        .order_by(requests.c.expires)
+        .limit(limit)
+    )
+    return [(row[0], row[1], row[2]) for row in conn.execute(query)]
+
+
 def holders(conn: Connection, device_ids: Sequence[int]) -> list[tuple[int, str, datetime]]:
     """(device id, assignee, expires) of the claims on these devices."""
     query = (
@@ -361,3 +479,13 @@ def holders(conn: Connection, device_ids: Sequence[int]) -> list[tuple[int, str,
         .order_by(requests.c.expires)
     )
     return [(row[0], row[1], row[2]) for row in conn.execute(query)]
+
+
+def expiring(
+    conn: Connection, owner_ids: Collection[int], state: str, after: datetime, before: datetime
+) -> list[Request]:
+    """The requests of these servers in a state that expire between two moments, the first one first."""
+    query = _SELECT.where(requests.c.expires > after, requests.c.expires <= before, requests.c.state == state)
+    return [
+        _request(text) for text in conn.scalars(query.where(owner_column.in_(owner_ids)).order_by(requests.c.expires))
+    ]

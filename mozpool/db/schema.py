@@ -116,13 +116,13 @@ def head() -> str:
 def serves(revision: str | None) -> bool:
     """Whether this version can work with tables of a revision: today's, or a newer one that says so.
 
-    A revision that only adds what older versions do not miss is named ``NNNN-OLDEST``, after the oldest revision whose
+    A revision that only adds what older versions do not miss is named ``NNNN_OLDEST``, after the oldest revision whose
     servers may run beside it: so servers are upgraded one after the other.
     """
     if revision is None or revision == head():
         return revision is not None
     known = _known()
-    return revision not in known and revision.partition("-")[2] in known
+    return revision not in known and revision.partition("_")[2] in known
 
 
 def check(database: Database) -> list[str]:
@@ -143,8 +143,15 @@ def check(database: Database) -> list[str]:
 
 
 def load_procedures(connection: Connection) -> None:
-    """Make MySQL's stored procedures, in place of any older ones."""
+    """Make MySQL's stored procedures, in place of any older ones.
+
+    On MariaDB, they are there all the time meanwhile, and who has a right to one of them keeps it; MySQL cannot do so.
+    """
     for statement in _procedure_statements():
+        if getattr(connection.dialect, "is_mariadb", False):
+            if statement.startswith("DROP PROCEDURE"):
+                continue
+            statement = statement.replace("CREATE PROCEDURE", "CREATE OR REPLACE PROCEDURE", 1)
         connection.exec_driver_sql(statement.replace("%", "%%"))
 
 

@@ -10,8 +10,10 @@ from datetime import datetime
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from mozpool.db.devices import owner_column as device_owner
 from mozpool.db.requests import END_STATES
-from mozpool.db.tables import devices, imaging_servers, requests, server_presence
+from mozpool.db.requests import owner_column as request_owner
+from mozpool.db.tables import imaging_servers, requests, server_presence
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,28 @@ class Presence:
     """How many operations on hardware it can do at a time."""
     busy: int
     """How many of these it was doing."""
+    group: str | None = None
+    """The group whose servers take over from one another; None: nobody takes over from this one."""
+    takeover_after: float | None = None
+    """After how many seconds of silence they do."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What watching a server needs of its last sign of life."""
+
+    beat: int
+    """0: it has not run yet."""
+    stopped: bool
+    group: str | None
+    takeover_after: float | None
+    seen: datetime | None = None
+    """By its own clock."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """An imaging server and what it owns."""
+    """An imaging server and what it acts on."""
 
     id: int
     fqdn: str
@@ -54,11 +73,16 @@ _COLUMNS = (
     server_presence.c.seen,
     server_presence.c.workers,
     server_presence.c.busy,
+    server_presence.c.group_name,
+    server_presence.c.takeover_after,
 )
 
 
-def say_here(conn: Connection, said: Presence) -> None:
-    """Write a server's sign of life in place of its last one."""
+def say_here(conn: Connection, said: Presence, before: Presence | None = None) -> bool:
+    """Write a server's sign of life in place of its last one, ``before``; None is whatever there is.
+
+    False when there is another one: another process runs as the same server. It may be done twice.
+    """
     values = {
         "beat": said.beat,
         "stopped": int(said.stopped),
@@ -67,10 +91,17 @@ def say_here(conn: Connection, said: Presence) -> None:
         "seen": said.seen,
         "workers": said.workers,
         "busy": said.busy,
+        "group_name": said.group,
+        "takeover_after": said.takeover_after,
     }
     mine = server_presence.c.imaging_server_id == said.imaging_server_id
+    if before is not None:
+        # Any of those since: one may have been written without an answer.
+        still = (server_presence.c.started == said.started) & server_presence.c.beat.between(before.beat, said.beat)
+        return conn.execute(update(server_presence).where(mine, still).values(**values)).rowcount == 1
     if conn.execute(update(server_presence).where(mine).values(**values)).rowcount == 0:
         conn.execute(insert(server_presence).values(imaging_server_id=said.imaging_server_id, **values))
+    return True
 
 
 def last_beat(conn: Connection, imaging_server_id: int) -> int:
@@ -79,18 +110,25 @@ def last_beat(conn: Connection, imaging_server_id: int) -> int:
     return int(conn.scalar(select(server_presence.c.beat).where(mine)) or 0)
 
 
-def beats(conn: Connection) -> dict[int, tuple[int, bool]]:
-    """Server id → (beat, whether it was stopped), for all servers; beat 0 for one that has not run yet."""
-    query = select(imaging_servers.c.id, server_presence.c.beat, server_presence.c.stopped).outerjoin(
-        server_presence, server_presence.c.imaging_server_id == imaging_servers.c.id
-    )
-    return {row[0]: (int(row[1] or 0), bool(row[2])) for row in conn.execute(query)}
+_SIGNS = select(
+    imaging_servers.c.id,
+    server_presence.c.beat,
+    server_presence.c.stopped,
+    server_presence.c.group_name,
+    server_presence.c.takeover_after,
+    server_presence.c.seen,
+).outerjoin(server_presence, server_presence.c.imaging_server_id == imaging_servers.c.id)
+
+
+def signs(conn: Connection) -> dict[int, Sign]:
+    """Server id → its last sign of life, for all servers."""
+    return {row[0]: Sign(int(row[1] or 0), bool(row[2]), *row[3:]) for row in conn.execute(_SIGNS)}
 
 
 def find(conn: Connection) -> list[Server]:
     """All servers, sorted by name."""
-    has = select(devices.c.imaging_server_id, func.count()).group_by(devices.c.imaging_server_id)
-    serves = select(requests.c.imaging_server_id, func.count()).group_by(requests.c.imaging_server_id)
+    has = select(device_owner, func.count()).group_by(device_owner)
+    serves = select(request_owner, func.count()).group_by(request_owner)
     serves = serves.where(requests.c.state.not_in(END_STATES))
     owned = {row[0]: row[1] for row in conn.execute(has)}
     served = {row[0]: row[1] for row in conn.execute(serves)}
@@ -102,5 +140,7 @@ def find(conn: Connection) -> list[Server]:
     ]
 
 
-def _presence(row: tuple[int, int, int, str, datetime, datetime, int, int]) -> Presence:
+def _presence(
+    row: tuple[int, int, int, str, datetime, datetime, int, int, str | None, float | None],
+) -> Presence:
     return Presence(row[0], row[1], bool(row[2]), *row[3:])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Boolean, Connection, func, select
+from sqlalchemy import Boolean, Connection, String, func, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnElement
@@ -40,6 +40,47 @@ def _on_mysql(element: exactly, compiler: SQLCompiler, **options: Any) -> str:
     column, value = (compiler.process(clause, **options) for clause in element.clauses)
     # The first comparison is there for the indexes.
     return f"({column} = {value} AND CAST({column} AS BINARY) = CAST({value} AS BINARY))"
+
+
+class letters(FunctionElement[Any]):
+    """``letters(column)``: to group by a column letter by letter, too."""
+
+    name = "letters"
+    inherit_cache = True
+
+
+@compiles(letters)
+def _letters_on_sqlite(element: letters, compiler: SQLCompiler, **options: Any) -> str:
+    (column,) = (compiler.process(clause, **options) for clause in element.clauses)
+    return column
+
+
+@compiles(letters, "mysql")
+@compiles(letters, "mariadb")
+def _letters_on_mysql(element: letters, compiler: SQLCompiler, **options: Any) -> str:
+    (column,) = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"CAST({column} AS BINARY)"
+
+
+class stem(FunctionElement[str]):
+    """``stem(column)``: a name without the number at its end, so that device2 can be sorted before device10."""
+
+    name = "stem"
+    type = String()
+    inherit_cache = True
+
+
+@compiles(stem)
+def _stem_on_sqlite(element: stem, compiler: SQLCompiler, **options: Any) -> str:
+    (column,) = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"rtrim({column}, '0123456789')"
+
+
+@compiles(stem, "mysql")
+@compiles(stem, "mariadb")
+def _stem_on_mysql(element: stem, compiler: SQLCompiler, **options: Any) -> str:
+    (column,) = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"REGEXP_REPLACE({column}, '[0-9]+$', '')"
 
 
 def check_free(conn: Connection, column: ColumnElement[str], name: str, what: str) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -99,6 +100,18 @@ def _machine_columns() -> list[Column[Any]]:
     ]
 
 
+def _owner_columns() -> list[Column[Any]]:
+    """Who acts on a row, apart from the imaging server that it belongs to; without foreign keys, which SQLite could
+    only be given by making the table anew."""
+    return [
+        Column(
+            "owner_id", Id, nullable=True, index=True, comment="the server that acts on it; null = imaging_server_id"
+        ),
+        Column("epoch", BigInteger, nullable=False, server_default="0", comment="goes up with every change of owner"),
+        Column("came_from_id", Id, nullable=True, index=True, comment="the owner before, until the new one has begun"),
+    ]
+
+
 imaging_servers = Table(
     "imaging_servers",
     metadata,
@@ -124,6 +137,9 @@ server_presence = Table(
     Column("seen", UTCDateTime, nullable=False, comment="by its own clock"),
     Column("workers", Integer, nullable=False),
     Column("busy", Integer, nullable=False),
+    Column("group_name", String(64), nullable=True, comment="its servers take over from one another"),
+    Column("takeover_after", Double, nullable=True, comment="seconds of silence after which they do"),
+    Column("losses", BigInteger, nullable=False, server_default="0", comment="how often others took over from it"),
     **ENGINE,
 )
 
@@ -198,6 +214,15 @@ devices = Table(
     Column("going_offline", Integer, nullable=False, server_default="0", comment="lock out if the self-test fails"),
     Column("shuffle", Integer, nullable=False, server_default="0", comment="drawn anew whenever it becomes free"),
     Column("last_seen", UTCDateTime, nullable=True),
+    Column(
+        "leaving",
+        Integer,
+        nullable=False,
+        server_default="0",
+        index=True,
+        comment="not in the inventory any more: it goes as soon as it is free",
+    ),
+    *_owner_columns(),
     Index("ix_devices_available", "state", "claim_id", "shuffle"),
     sqlite_autoincrement=True,  # ids of deleted rows are not used again: logs and histories outlive the rows
     **ENGINE,
@@ -237,6 +262,7 @@ requests = Table(
     Column("idempotency_key", String(128), nullable=True, unique=True),
     Column("body_hash", String(40), nullable=True),
     Column("reason", Text, nullable=True, comment="why it failed, was closed, or waits"),
+    *_owner_columns(),
     Index("ix_requests_queue", "state", "criteria", "queue_key", "id"),
     sqlite_autoincrement=True,
     **ENGINE,
@@ -259,15 +285,39 @@ claim_history = Table(
     Column("request_id", BigId, nullable=False, index=True),
     Column("device_id", Id, nullable=False, index=True),
     Column("claimed_at", UTCDateTime, nullable=False),
-    Column("released_at", UTCDateTime, nullable=True),
+    Column("released_at", UTCDateTime, nullable=True, index=True),
     Column("imaging_result", String(32), nullable=True),
     Column("reason", String(190), nullable=True, comment="why the device was given up"),
+    Column("ready_at", UTCDateTime, nullable=True, comment="when the request got it ready; written at the release"),
+    Column("device", String(32), nullable=True, comment="what it was at the release; so are the next three"),
+    Column("environment", String(32), nullable=True),
+    Column("hardware_type", String(32), nullable=True),
+    Column("hardware_model", String(32), nullable=True),
     sqlite_autoincrement=True,
     **ENGINE,
 )
 
 
-def _history(name: str, key: str, key_type: Any) -> Table:
+past_requests = Table(
+    "past_requests",
+    metadata,
+    Column("request_id", BigId, primary_key=True, autoincrement=False),
+    Column("assignee", String(256), nullable=False),
+    Column("environment", String(32), nullable=True, comment="of the device that it had at its end, or that it wanted"),
+    Column("hardware_type", String(32), nullable=True, comment="likewise"),
+    Column("hardware_model", String(32), nullable=True, comment="likewise"),
+    Column("image", String(32), nullable=True),
+    Column("created", UTCDateTime, nullable=True),
+    Column("ready_at", UTCDateTime, nullable=True),
+    Column("ended", UTCDateTime, nullable=False, index=True),
+    Column("state", STATE, nullable=False),
+    Column("reason", String(190), nullable=True),
+    **ENGINE,
+)
+"""What reports need of requests that ended: written in the transition that ends one, and kept longer than its row."""
+
+
+def _history(name: str, key: str, key_type: Any, *more: Column[Any]) -> Table:
     """A table of state changes: written in the transition's own transaction, never in batches."""
     return Table(
         name,
@@ -282,13 +332,77 @@ def _history(name: str, key: str, key_type: Any) -> Table:
         Column("claim_id", BigId, nullable=True),
         Column("token", String(32), nullable=True),
         Column("detail", String(255), nullable=True),
+        *more,
         Index(conv(f"ix_{name}_{key}_version"), key, "version"),
         **ENGINE,
     )
 
 
-device_history = _history("device_history", "device_id", Id)
+device_history = _history(
+    "device_history",
+    "device_id",
+    Id,
+    Column("device", String(32), nullable=True, comment="its name: the row outlives that of the device"),
+)
 request_history = _history("request_history", "request_id", BigId)
+
+pool_samples = Table(
+    "pool_samples",
+    metadata,
+    Column("minute", BigInteger, primary_key=True, autoincrement=False, comment="since 1970-01-01 00:00 UTC"),
+    Column("in_use", Integer, nullable=False),
+    Column("idle", Integer, nullable=False),
+    Column("processing", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("out_of_service", Integer, nullable=False),
+    Column("away", Integer, nullable=False, comment="those of the above whose server is away"),
+    Column("waiting", Integer, nullable=False, comment="requests in the queue"),
+    Column("ready", Integer, nullable=False, comment="requests that became ready in the minute before"),
+    Column("ready_median", Double, nullable=True, comment="seconds that they took"),
+    Column("ready_worst", Double, nullable=True),
+    Column("failures", Integer, nullable=False, comment="devices that failed in the minute before"),
+    **ENGINE,
+)
+"""The pool once a minute, for charts: whichever server is the first to write a minute's row."""
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("version", BigInteger, nullable=False, server_default="0", comment="goes up whenever it was carried out"),
+    Column("holder", String(255), nullable=True, comment="who does it now"),
+    Column("token", String(32), nullable=True, comment="of the one who does it; null = nobody"),
+    Column("since", UTCDateTime, nullable=True, comment="since when, by the holder's clock"),
+    Column("until", UTCDateTime, nullable=True, comment="from then on others may do it"),
+    Column("ended", UTCDateTime, nullable=True, comment="when it was done last"),
+    Column("ended_by", String(255), nullable=True),
+    Column("outcome", String(16), nullable=True, comment="ok or failed"),
+    Column("message", Text, nullable=True),
+    **ENGINE,
+)
+"""What only one server of the pool does at a time."""
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("event", String(32), nullable=False),
+    Column("event_key", String(96), nullable=False, comment="equal for all servers that see the same event"),
+    Column("target", String(190), nullable=False, comment="a [notify NAME], or scheme and host of a callback_url"),
+    Column("address", Text, nullable=True, comment="where to, when the target does not say it"),
+    Column("body", Text, nullable=False, comment="JSON"),
+    Column("created", UTCDateTime, nullable=False),
+    Column("due", UTCDateTime, nullable=False, comment="when it is to be tried; who tries it moves it on first"),
+    Column("valid_until", UTCDateTime, nullable=True, comment="not told any more after that"),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("taken_by", Id, nullable=True, comment="the server that is trying it"),
+    Column("last_error", String(255), nullable=True, comment="why it was not taken"),
+    Column("ended", UTCDateTime, nullable=True, comment="when it was delivered or given up"),
+    Column("delivered", Integer, nullable=False, server_default="0"),
+    UniqueConstraint("event_key", "target"),
+    Index("ix_outbox_waiting", "ended", "target", "due"),
+    **ENGINE,
+)
 
 relay_boards = Table(
     "relay_boards",
@@ -306,20 +420,35 @@ relay_boards = Table(
     **ENGINE,
 )
 
+relay_board_history = Table(
+    "relay_board_history",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("relay_board_id", Id, nullable=False),
+    Column("board", String(32), nullable=False, comment="its name: the row outlives that of the board"),
+    Column("ts", UTCDateTime, nullable=False, index=True),
+    Column("from_state", STATE, nullable=False),
+    Column("to_state", STATE, nullable=False),
+    Column("reason", String(190), nullable=True),
+    **ENGINE,
+)
+
 
 def _log(name: str, key: str, key_type: Any) -> Table:
     """A table of free-text lines, without foreign keys: MySQL partitions it by day.
 
-    There its primary key is (id, ts), which the migrations see to; SQLite can't number such rows.
+    There its primary key is (id, ts), which the migrations see to; SQLite can't number such rows. The index ``page``
+    has all that tells which lines are on a page of somebody's log, in order.
     """
     return Table(
         name,
         metadata,
         Column("id", BigId, primary_key=True, autoincrement=True),
-        Column(key, key_type, nullable=False, index=True),
+        Column(key, key_type, nullable=False),
         Column("ts", LogTimestamp, nullable=False, index=True),
         Column("source", String(32), nullable=False),
         Column("message", Text, nullable=False),
+        Index(conv(f"ix_{name}_page"), key, "id", "ts"),
         **ENGINE,
     )
 

@@ -5,27 +5,33 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response, current_app
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from mozpool import apikit
-from mozpool.apikit import Empty, Input, Site, answer, endpoint, site
+from mozpool.apikit import Empty, EventInput, Input, Site, answer, endpoint, site
+from mozpool.bmm.schemas import Success
 from mozpool.bmm.service import BMM
 from mozpool.clock import Clock
-from mozpool.db import devices, images, logs, requests, servers
+from mozpool.db import devices, images, jobs, logs, requests, servers
 from mozpool.db.devices import Device
 from mozpool.db.tables import device_logs
-from mozpool.errors import BadInput, Conflict, MozpoolError, NotFound, Unprocessable
+from mozpool.errors import BadInput, Conflict, HardwareError, MozpoolError, NotFound, Unprocessable
 from mozpool.lifeguard import schemas
 from mozpool.lifeguard.devicemachine import category
+from mozpool.lifeguard.inventory.sync import JOB
 from mozpool.lifeguard.service import LifeGuard
 from mozpool.lifeguard.states.base import has_power
-from mozpool.statemachine import TIMEOUT
+from mozpool.seen import take_id
+from mozpool.statemachine import TAKEN_OVER, TIMEOUT
 
 blueprint = APIBlueprint("lifeguard", __name__, tag="LifeGuard", url_prefix="/api")
 
@@ -37,6 +43,13 @@ HARDWARE = "mozpool.bmm"
 
 STATES = "mozpool.lifeguard.states"
 """The key of the :class:`StateCache`."""
+
+MAX_EVENT = 2 * apikit.MAX_TEXT + 1000
+"""Bytes of an event: in a boot config that is itself JSON, half of all characters may be quotes that have to be escaped
+in it."""
+
+VERIFY_LIMIT = 20.0
+"""Seconds that an agent may take to be verified while a call waits: pages wait no longer than 30."""
 
 CACHED = 5
 """Seconds that a cached state may be old."""
@@ -58,7 +71,7 @@ def lifeguard() -> LifeGuard:
     "GET",
     "POST",
     answers=schemas.DeviceEvent,
-    body=Input,
+    body=EventInput,
     errors=[302, 400, 404],
 )
 def device_event(name: str, event: str) -> Response:
@@ -66,17 +79,46 @@ def device_event(name: str, event: str) -> Response:
 
     Boards call this by a plain GET. Imaging servers send the "please" of a request with its `claim_id`.
     """
-    args = apikit.json_body(apikit.MAX_TEXT)
+    args = apikit.json_body(MAX_EVENT)
+    boot_config = args.get("boot_config", "")
+    stored = boot_config if isinstance(boot_config, str) else json.dumps(boot_config)
+    if len(stored.encode()) > apikit.MAX_TEXT:
+        raise RequestEntityTooLarge
+    event_id = take_id(args)
     with site().database.read() as conn:
         key = apikit.device_key(conn, name)
-    apikit.only_here(key.imaging_server_id, key.imaging_server)
+    apikit.only_here(key.owner_id, key.owner)
+    said = site().seen.once(("device", key.id, event), event_id, lambda: _hand_over(key.id, event, args))
+    return answer(said)
+
+
+def _hand_over(device_id: int, event: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Hand an event over, and answer what its sender is told."""
     if event == "released":
-        lifeguard().released(key.id)
+        lifeguard().released(device_id)
     elif event.startswith("please_") and "claim_id" in args:
-        return answer(_please_for_claim(key.id, event, args))
-    elif event != TIMEOUT:
-        lifeguard().event(key.id, event, args)
-    return answer({})
+        return _please_for_claim(device_id, event, args)
+    elif event not in (TIMEOUT, TAKEN_OVER):
+        lifeguard().event(device_id, event, args)
+        if event == "mobile_init_started":
+            _clear_pxe_after_boot(device_id)
+    return {}
+
+
+def _clear_pxe_after_boot(device_id: int) -> None:
+    """The live image runs: a PXE config that was for this boot only is cleared, whatever LifeGuard thinks of it."""
+    if not bmm().is_over(device_id):
+        return
+    site().database.run(lambda conn: devices.set_attributes(conn, device_id, pxe_config=None), repeatable=True)
+    row = lifeguard().driver.load(device_id)
+    if row is None:
+        return
+    try:
+        bmm().sync_boot(row)
+    except HardwareError as error:
+        lifeguard().note(row, f"the PXE config for one boot could not be cleared: {error.message}")
+    else:
+        lifeguard().note(row, "PXE config cleared: it was for one boot")
 
 
 def _please_for_claim(device_id: int, event: str, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,13 +135,13 @@ def _please_for_claim(device_id: int, event: str, args: Mapping[str, Any]) -> di
     "/device/<name>/state-change/<old>/to/<new>/",
     "POST",
     answers=Empty,
-    body=Input,
+    body=schemas.WhoBody,
     errors=[302, 400, 404, 409],
 )
 def state_change(name: str, old: str, new: str) -> Response:
     """Force a device from one state to another; 409 when it is not in the first one."""
-    apikit.json_body()
-    lifeguard().change_state(apikit.own_device(name).id, old, new)
+    body = apikit.parse(schemas.WhoBody, apikit.json_body())
+    lifeguard().change_state(apikit.own_device(name).id, old, new, body.assignee)
     return answer({})
 
 
@@ -128,7 +170,7 @@ def set_device_status(name: str) -> Response:
     One that is `ready` is online already; one that somebody uses is not tested under its user (409).
     """
     body = apikit.parse(schemas.StatusBody, apikit.json_body())
-    outcome = lifeguard().set_status(apikit.own_device(name).id, body.status, body.reason)
+    outcome = lifeguard().set_status(apikit.own_device(name).id, body.status, body.reason, body.assignee)
     return answer({"state": outcome.state})
 
 
@@ -206,8 +248,9 @@ def device_details(name: str) -> Response:
             "pxe_config": row.pxe_config,
             "last_pxe_config": row.last_pxe_config,
             "imaging_server": row.imaging_server,
-            "imaging_server_state": site().presence.state_of(row.imaging_server_id),
-            "url": f"http://{row.imaging_server}/api/device/{row.name}/",
+            "owner": row.owner,
+            "owner_state": site().presence.state_of(row.owner_id),
+            "url": f"http://{row.owner}/api/device/{row.name}/",
             "hardware_type": row.hardware_type,
             "hardware_model": row.hardware_model,
             "relay_info": row.relay_info,
@@ -230,16 +273,17 @@ def device_details(name: str) -> Response:
                 "assignee": holder.assignee,
                 "expires": apikit.time_text(holder.expires),
                 "state": holder.state,
-                "url": f"http://{holder.imaging_server}/api/request/{holder.id}/",
+                "url": f"http://{holder.owner}/api/request/{holder.id}/",
             },
             "request_id": row.request_id,
             "last_seen": apikit.time_text(row.last_seen),
-            "waits_for": _waits_for(row),
+            "waits_for": waits_for(row),
+            "leaving": row.leaving,
         }
     )
 
 
-def _waits_for(row: Device) -> str | None:
+def waits_for(row: Device) -> str | None:
     """The failed switch that a device's operation waits for, as its lane; None where this server knows of none."""
     effects = lifeguard().driver.effects
     held = effects.held() if effects is not None else {}
@@ -263,6 +307,7 @@ def _server(server: servers.Server, here: Site) -> dict[str, Any]:
     up = said is not None and here.presence.state_of(server.id) == "up"
     return {
         "fqdn": server.fqdn,
+        "group": said.group if said is not None else None,
         "state": here.presence.state_of(server.id) if said is not None else "never started",
         "version": said.version if said is not None else None,
         "started": apikit.time_text(said.started) if said is not None else None,
@@ -273,6 +318,35 @@ def _server(server: servers.Server, here: Site) -> dict[str, Any]:
         "workers": said.workers if said is not None else None,
         "busy": said.busy if said is not None and up else None,
     }
+
+
+# --- The inventory ---
+
+
+@endpoint(blueprint, "/inventory/", answers=schemas.InventoryInfo)
+def inventory_info() -> Response:
+    """When the inventory was last read, how that ended, and whether it is being read now.
+
+    A failure is only told of the daemon's own reading: mozpool-inventorysync leaves nothing behind when it fails.
+    """
+    here = site()
+    with here.database.read() as conn:
+        job = jobs.get(conn, JOB)
+    settings = here.settings.inventory
+    held = job is not None and job.is_held(here.clock.now())
+    return answer(
+        {
+            "source": settings.source if settings.is_configured else None,
+            "sync_interval": settings.sync_interval,
+            "running": held,
+            "holder": job.holder if job is not None and held else None,
+            "since": apikit.time_text(job.since) if job is not None and held else None,
+            "ended": apikit.time_text(job.ended) if job is not None else None,
+            "ended_by": job.ended_by if job is not None else None,
+            "outcome": job.outcome if job is not None else None,
+            "message": job.message if job is not None else None,
+        }
+    )
 
 
 # --- What holders and operators may do ---
@@ -318,11 +392,39 @@ def device_flash(name: str) -> Response:
     return _please(row, body, "please_image", {"image": image.name, "boot_config": boot_config})
 
 
+@endpoint(
+    blueprint,
+    "/device/<name>/self-test/",
+    "POST",
+    answers=schemas.Started,
+    body=schemas.ActorBody,
+    errors=[302, 400, 404, 409],
+)
+def device_self_test(name: str) -> Response:
+    """Have a device prove itself by a self-test, which brings one that failed back; 409 when its state has no time."""
+    actor = apikit.parse(schemas.ActorBody, apikit.json_body())
+    return _please(apikit.own_device(name), actor, "please_self_test", {})
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/maintenance/",
+    "POST",
+    answers=schemas.Started,
+    body=schemas.ActorBody,
+    errors=[302, 400, 404, 409],
+)
+def device_maintenance(name: str) -> Response:
+    """Boot the live image on a device, for a person to log in; 409 when its state has no time for that."""
+    actor = apikit.parse(schemas.ActorBody, apikit.json_body())
+    return _please(apikit.own_device(name), actor, "please_start_maintenance", {})
+
+
 def _please(row: Device, actor: schemas.ActorBody, event: str, args: Mapping[str, Any]) -> Response:
     """Ask a device for something. For its holder, the result goes to the holder's request."""
     _check_holder(row, actor)
     claim_id = row.claim_id if actor.request_id is not None else None
-    said = lifeguard().please(row.id, event, args, claim_id=claim_id)
+    said = lifeguard().please(row.id, event, {**args, "by": actor.assignee}, claim_id=claim_id)
     if not said.accepted:
         raise Conflict(f"device {row.name} can't do that now: {said.reason}", field="state")
     if actor.assignee:
@@ -349,14 +451,46 @@ def agent_exec(name: str) -> Response:
     body = apikit.parse(schemas.ExecBody, apikit.json_body())
     row = apikit.own_device(name)
     _check_holder(row, body)
-    hardware = current_app.extensions[HARDWARE]
-    assert isinstance(hardware, BMM)
-    with site().long_polls.slot(body.timeout) as seconds:
+    with _waiting(body.timeout) as seconds:
+        lifeguard().note(row, f"command by {body.assignee or 'an operator'}: {' '.join(body.command)}"[:1000])
+        result = bmm().agent_run(row, body.command, seconds)
+    return answer({"output": result.output, "return_code": result.return_code})
+
+
+@endpoint(
+    blueprint,
+    "/device/<name>/agent/verify/",
+    "POST",
+    answers=Success,
+    body=Input,
+    errors=[302, 400, 404],
+)
+def agent_verify(name: str) -> Response:
+    """Ask a device's agent once whether it works, for at most 20 seconds."""
+    apikit.json_body()
+    row = apikit.own_device(name)
+    with _waiting(VERIFY_LIMIT) as seconds:
+        try:
+            bmm().verify_agent(row, seconds)
+        except HardwareError as error:
+            return answer({"success": False, "reason": error.reason})
+    return answer({"success": True})
+
+
+@contextmanager
+def _waiting(wanted: float) -> Iterator[float]:
+    """The seconds that a call may wait for hardware. Raises TooBusy."""
+    with site().long_polls.slot(wanted) as seconds:
         if not seconds:
             raise TooBusy("too many calls wait for commands or changes; try again")
-        lifeguard().note(row, f"command by {body.assignee or 'an operator'}: {' '.join(body.command)}"[:1000])
-        result = hardware.agent_run(row, body.command, seconds)
-    return answer({"output": result.output, "return_code": result.return_code})
+        yield seconds
+
+
+def bmm() -> BMM:
+    """The hardware, as LifeGuard uses it."""
+    found = current_app.extensions[HARDWARE]
+    assert isinstance(found, BMM)
+    return found
 
 
 class TooBusy(MozpoolError):

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from mozpool.db.devices import Device
+from mozpool.db.devices import Device, Rule
 from mozpool.lifeguard.states import failed, install, netboot, powercycle, resting
-from mozpool.lifeguard.states.base import abandon_operation
+from mozpool.lifeguard.states.base import forced
 from mozpool.statemachine import Machine, State, Tuning
 
 STATES: tuple[type[State[Device]], ...] = (
@@ -21,18 +21,26 @@ STATES: tuple[type[State[Device]], ...] = (
 
 def device_machine(tuning: Tuning | None = None) -> Machine[Device]:
     """Build the machine; ``tuning`` changes its time limits and numbers of tries."""
-    return Machine("device", STATES, unknown="unknown", tuning=tuning, on_force=abandon_operation)
+    return Machine("device", STATES, unknown="unknown", tuning=tuning, on_force=forced)
 
+
+PERSON_NEEDED = tuple(state.name for state in failed.STATES if not issubclass(state, failed.HealsItself))
+"""Failed states that a device does not leave by itself."""
 
 CATEGORIES = ("in use", "idle", "processing", "failed", "out of service")
 
 
+RULES = (
+    Rule("failed", prefix="failed_"),
+    Rule("out of service", states=("locked_out", "troubleshooting")),
+    Rule("in use", states=("ready", "maintenance_mode"), claimed=True),
+    Rule("idle", states=("ready",)),
+    Rule("out of service", states=("maintenance_mode",)),
+    Rule("processing"),
+)
+"""Which of the categories a device belongs to."""
+
+
 def category(state: str, claimed: bool) -> str:
     """Which of :data:`CATEGORIES` a device belongs to, for people who don't know the states."""
-    if state.startswith("failed_"):
-        return "failed"
-    if state in ("locked_out", "troubleshooting"):
-        return "out of service"
-    if state in ("ready", "maintenance_mode"):
-        return "in use" if claimed else ("idle" if state == "ready" else "out of service")
-    return "processing"
+    return next(rule.name for rule in RULES if rule.fits(state, claimed))

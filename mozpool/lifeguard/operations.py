@@ -36,8 +36,11 @@ OLD_BOOT_MARGIN = 20.0
 class RequestLink(Protocol):
     """How LifeGuard reaches the requests, wherever they are served."""
 
-    def lifeguard_finished(self, request_id: int, claim_id: int, result: str) -> None:
-        """Tell a request how its device's operation ended; a message that gets lost is made good for by polling."""
+    def lifeguard_finished(self, request_id: int, claim_id: int, result: str, attempt: int) -> None:
+        """Tell a request how its device's operation ended; a message that gets lost is made good for by polling.
+
+        ``attempt`` is the device's, which tells the operations of one claim apart.
+        """
         ...
 
 
@@ -112,7 +115,7 @@ class DeviceOperations:
                 self._bmm.sync_boot(row)
                 return None
             case TellRequest(request_id=request_id, claim_id=claim_id, result=result):
-                self._requests.lifeguard_finished(request_id, claim_id, result)
+                self._requests.lifeguard_finished(request_id, claim_id, result, row.attempt)
                 return None
             case _:
                 raise TypeError(f"no such effect: {effect!r}")

@@ -21,11 +21,16 @@ class StateQuery(Input):
     cache: Flag = Field(False, description="It may be a few seconds old, for monitors; any value counts.")
 
 
-class ActorBody(Input):
+class WhoBody(Input):
+    """Who acts."""
+
+    assignee: str | None = Field(None, description="Who calls, for the log and the history.")
+
+
+class ActorBody(WhoBody):
     """Who acts: the holder of the device, else an operator."""
 
     request_id: Whole | None = Field(None, description="The request that has the device: 409 when it does not.")
-    assignee: str | None = Field(None, description="Who calls, for the log.")
 
 
 class FlashBody(ActorBody):
@@ -34,7 +39,7 @@ class FlashBody(ActorBody):
     image: Name
 
 
-class StatusBody(Input):
+class StatusBody(WhoBody):
     """Whether the pool may use the device."""
 
     status: Literal["online", "offline"]
@@ -127,8 +132,9 @@ class DeviceInfo(BaseModel):
     next_boot_config: str | None
     pxe_config: str | None = Field(description="What every boot uses until it is cleared.")
     last_pxe_config: str | None
-    imaging_server: str = Field(description="The server that acts on it.")
-    imaging_server_state: str = Field(
+    imaging_server: str = Field(description="The server that the inventory names.")
+    owner: str = Field(description="The server that acts on it now: that one, or one that has taken over from it.")
+    owner_state: str = Field(
         description="`up`, `away` or `stopped`: devices of a server that is not up are not handed out."
     )
     url: str = Field(description="The device on that server.")
@@ -146,12 +152,30 @@ class DeviceInfo(BaseModel):
         description="What its current operation waits for because it has failed, such as `relay:HOST:PORT`; "
         "known to the device's own server only."
     )
+    leaving: bool = Field(
+        description="It is not in the inventory any more: nobody is given it, and it goes as soon as it is free."
+    )
+
+
+class InventoryInfo(BaseModel):
+    """The inventory that devices are read from."""
+
+    source: str | None = Field(description="Its kind, as this server is configured; null when there is none.")
+    sync_interval: float = Field(description="How often this server's daemon sees to it; 0: it does not.")
+    running: bool = Field(description="Whether some server reads it now.")
+    holder: str | None = Field(description="Which one.")
+    since: str | None
+    ended: str | None = Field(description="When it was last read, or that failed.")
+    ended_by: str | None
+    outcome: str | None = Field(description="`ok` or `failed`.")
+    message: str | None = Field(description="What became of how many hosts, or what was wrong.")
 
 
 class ServerInfo(BaseModel):
     """An imaging server."""
 
     fqdn: str
+    group: str | None = Field(description="Servers of a group take over from one another.")
     state: str = Field(
         description="`up`; `away` when it has given no sign of life for some time; `stopped`; `never started`."
     )
@@ -159,8 +183,8 @@ class ServerInfo(BaseModel):
     started: str | None = Field(description="By the server's own clock, as `last_heartbeat`.")
     uptime: int | None = Field(description="Seconds; null when it is not up.")
     last_heartbeat: str | None
-    devices: int
-    open_requests: int = Field(description="That were made on it.")
+    devices: int = Field(description="That it acts on.")
+    open_requests: int = Field(description="That it acts for.")
     workers: int | None = Field(description="How many operations on hardware it can do at a time.")
     busy: int | None = Field(description="How many it was doing at its last sign of life.")
 

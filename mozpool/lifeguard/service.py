@@ -36,6 +36,12 @@ class Answer:
     reason: str | None = None
 
 
+def _who_and_why(by: str | None, reason: str | None) -> str | None:
+    """What the history says of a forced change."""
+    parts = [f"by {by}"] if by else []
+    return ": ".join(parts + ([reason] if reason else [])) or None
+
+
 class LifeGuard:
     """All that others may ask of devices. Methods may be called from any thread; they raise DatabaseAway."""
 
@@ -91,22 +97,25 @@ class LifeGuard:
             )
         return outcome
 
-    def change_state(self, device_id: int, old: str, new: str) -> Outcome[Device]:
-        """Force a device from one state to another.
+    def change_state(self, device_id: int, old: str, new: str, by: str | None = None) -> Outcome[Device]:
+        """Force a device from one state to another; ``by`` says who does.
 
         Raises BadInput when there is no state of the new name, Conflict when the device is not in the old one.
         """
         if new not in self.driver.machine.states:
             raise BadInput.value("to", new, "the name of a device state")
-        return self.driver.force(device_id, new, expected=old)
+        return self.driver.force(device_id, new, expected=old, detail=_who_and_why(by, None))
 
-    def set_status(self, device_id: int, status: str, reason: str | None = None) -> Outcome[Device]:
+    def set_status(
+        self, device_id: int, status: str, reason: str | None = None, by: str | None = None
+    ) -> Outcome[Device]:
         """Take a device offline (locked out), or try to bring it online by a self-test.
 
         When the self-test fails the device goes back offline. One that is ready is online; one that somebody uses is
         not tested under its user. Raises BadInput, Conflict.
         """
         said = f": {reason}" if reason else ""
+        detail = _who_and_why(by, reason)
 
         def may_be_tested(row: Device) -> None:
             if row.state == "ready":
@@ -115,7 +124,7 @@ class LifeGuard:
                 raise Conflict(f"device {row.name} is held by request {row.request_id}", field="status")
 
         if status == OFFLINE:
-            outcome = self.driver.force(device_id, "locked_out", event="offline")
+            outcome = self.driver.force(device_id, "locked_out", event="offline", detail=detail)
         elif status == ONLINE:
             try:
                 outcome = self.driver.force(
@@ -124,13 +133,16 @@ class LifeGuard:
                     event="online",
                     columns={"going_offline": 1},
                     guard=may_be_tested,
+                    detail=detail,
                 )
             except AlreadyOnline:
                 return Outcome("stayed", self.driver.load(device_id))
         else:
             raise BadInput.value("status", status, "'online' or 'offline'")
         if outcome.row is not None:
-            self.driver.logbook.add("device", device_id, outcome.row.name, "lifeguard", f"set {status}{said}")
+            self.driver.logbook.add(
+                "device", device_id, outcome.row.name, "lifeguard", f"set {status}{f' by {by}' if by else ''}{said}"
+            )
         return outcome
 
     def device(self, name: str) -> Device:

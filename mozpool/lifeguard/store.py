@@ -17,7 +17,7 @@ from mozpool.db import devices, images
 from mozpool.db.devices import Device
 from mozpool.db.tables import device_history
 from mozpool.logbook import Kind
-from mozpool.rowstore import RowStore
+from mozpool.rowstore import Note, RowStore, no_note
 from mozpool.statedriver import Change
 
 
@@ -43,12 +43,12 @@ class DeviceStore(RowStore[Device]):
 
     kind: Kind = "device"
 
-    def __init__(self, server_id: int, *, default_power: str = DEFAULTS["power"]) -> None:
+    def __init__(self, server_id: int, *, default_power: str = DEFAULTS["power"], note: Note[Device] = no_note) -> None:
         """``server_id`` is the id of the imaging server that this daemon is.
 
-        ``default_power`` is the name of the power backend of devices that name none.
+        ``default_power`` is the name of the power backend of devices that name none. ``note`` is as in RowStore.
         """
-        super().__init__(devices, device_history, server_id)
+        super().__init__(devices, device_history, server_id, note)
         self._default_power = default_power
 
     def reads(self, conn: Connection) -> DeviceReads:

@@ -126,7 +126,7 @@ class _Plan:
     taken: set[int] = field(default_factory=set)
     """Devices that are planned for somebody, now or by an earlier run."""
     away: frozenset[int] = frozenset()
-    """Imaging servers whose devices are not handed out."""
+    """Imaging servers whose devices are not handed out, and whose requests get none: nobody would go on with them."""
 
 
 class Matcher:
@@ -243,7 +243,12 @@ class Matcher:
         request = claim.request
         try:
             outcome = self._driver.handle(
-                request.id, "device_found", {"device": claim.device}, attempt=request.attempt, row=request
+                request.id,
+                "device_found",
+                {"device": claim.device},
+                attempt=request.attempt,
+                row=request,
+                for_others=True,
             )
             claim.made = outcome.status == "moved"
         except LOST_CLAIM:
@@ -257,6 +262,8 @@ class Matcher:
         with self._planning:
             if not claim.done.is_set():
                 self._reserved.discard(claim.device.id)
+                if not claim.made:
+                    self._last_run = 0  # its plan is no good any more: whoever has called meanwhile plans anew
                 del self._claiming[claim.request.id]
                 claim.done.set()
 
@@ -297,7 +304,7 @@ class Matcher:
 
     def _serve(self, conn: Connection, request: Request, plan: _Plan) -> bool:
         """Plan a claim for a request, if there is a device; False when the run has to begin anew."""
-        if request.id in self._claiming or request.id in self._planned:
+        if request.id in self._claiming or request.id in self._planned or request.owner_id in plan.away:
             return True
         criteria = Criteria.of(request)
         if criteria.key in plan.unserved:
@@ -344,7 +351,7 @@ class Matcher:
                 self._searches.clear()
             wanted = [*conditions(criteria, hardware=hardware), *_ALSO[kind]]
             if away:
-                wanted.append(devices_table.c.imaging_server_id.not_in(sorted(away)))
+                wanted.append(devices.owner_column.not_in(sorted(away)))
             found = self._searches[key] = FreeSearch(wanted)
         return found
 
@@ -385,75 +392,110 @@ SHOWN = 3
 """How many holders a reason names."""
 
 
+@dataclass(frozen=True)
+class Match:
+    """What a request could get, if it were made now."""
+
+    matching: int
+    """Devices that match, whatever their state."""
+    free: int
+    """Those of them that could be had at once."""
+    reason: str | None
+    """Why none could be; None when one could."""
+
+
+def preview(conn: Connection, criteria: Criteria, away: frozenset[int] = frozenset()) -> Match:
+    """Count the devices that could serve a request with these criteria."""
+    fitting = _fitting(conn, criteria)
+    there = [devices.owner_column.not_in(sorted(away))] if away else []
+    free = devices.count(conn, [*fitting, devices.FREE, *there])
+    return Match(devices.count(conn, fitting), free, None if free else _reason(conn, criteria, fitting, away))
+
+
 def explain(conn: Connection, request: Request, away: frozenset[int] = frozenset()) -> Waiting:
     """Tell why a request in the queue has no device yet; ``away`` are ids of imaging servers that are away."""
-    criteria = Criteria.of(request)
     place = requests.place_in_queue(conn, request)
-    hardware = images.hardware_for(conn, request.image_id) if request.image_id is not None else frozenset()
-    matching = devices.matching(conn, conditions(criteria, hardware=hardware))
-    return Waiting(_reason(conn, criteria, matching, away), place)
+    if request.owner_id in away:
+        return Waiting(f"its imaging server {request.owner} is away", place)
+    criteria = Criteria.of(request)
+    return Waiting(_reason(conn, criteria, _fitting(conn, criteria), away), place)
 
 
-BUSY, FAILED, OUT, AWAY, FREE = CONDITIONS = (
+def _fitting(conn: Connection, criteria: Criteria) -> list[ColumnElement[bool]]:
+    """The conditions that devices must meet to serve a request with these criteria."""
+    hardware = images.hardware_for(conn, criteria.image_id) if criteria.image_id is not None else frozenset()
+    return conditions(criteria, hardware=hardware)
+
+
+BUSY, FAILED, OUT, LEAVING, AWAY, FREE = CONDITIONS = (
     "being prepared or tested",
     "failed",
     "out of service",
+    "leaving the pool",
     "on an imaging server that is away",
     "just become free",
 )
 """What may be said of devices that nobody has, in the order in which it is said."""
 
 
-def _condition(device: Device, away: frozenset[int]) -> str:
-    if device.imaging_server_id in away:
+def _condition(state: str, leaving: bool, owner_id: int, away: frozenset[int]) -> str:
+    if leaving:
+        return LEAVING
+    if owner_id in away:
         return AWAY
-    if device.state == "ready":
+    if state == "ready":
         return FREE
-    if device.state.startswith("failed_"):
+    if state.startswith("failed_"):
         return FAILED
-    return OUT if device.state in ("locked_out", "troubleshooting", "maintenance_mode") else BUSY
+    return OUT if state in ("locked_out", "troubleshooting", "maintenance_mode") else BUSY
 
 
 def _reason_of_one(conn: Connection, device: Device, away: frozenset[int]) -> str:
     """Why a device that was asked for by its name can't be had."""
+    if device.leaving:
+        return f"{device.name} is {LEAVING}: it is not in the inventory any more"
     if device.claim_id is not None:
         for _, assignee, expires in requests.holders(conn, [device.id]):
             return f"{device.name} is taken by {assignee} until {expires:%Y-%m-%d %H:%M:%S}"
         return f"{device.name} is taken"
-    condition = _condition(device, away)
+    condition = _condition(device.state, device.leaving, device.owner_id, away)
     if condition == AWAY:
-        return f"{device.name} is on imaging server {device.imaging_server}, which is away"
+        return f"{device.name} is on imaging server {device.owner}, which is away"
     return f"{device.name} {'has' if condition in (FAILED, FREE) else 'is'} {condition}"
 
 
-def _reason(conn: Connection, criteria: Criteria, matching: list[Device], away: frozenset[int]) -> str:
-    if not matching:
+def _reason(conn: Connection, criteria: Criteria, fitting: list[ColumnElement[bool]], away: frozenset[int]) -> str:
+    """``fitting`` are the conditions that devices must meet: they are counted rather than loaded, there may be many."""
+    if criteria.device != ANY and (named := devices.matching(conn, fitting)):
+        return _reason_of_one(conn, named[0], away)
+    taken, total = 0, 0
+    counts: Counter[str] = Counter()
+    for group in devices.groups(conn, fitting):
+        total += group.number
+        if group.claimed:
+            taken += group.number
+        else:
+            counts[_condition(group.state, group.leaving, group.owner_id, away)] += group.number
+    if not total:
         if criteria.environment != ANY and criteria.environment not in devices.environments(conn):
             return f"environment {criteria.environment} has no devices"
         wanted = criteria.describe().removeprefix("any ")
         if criteria.device == ANY and criteria.image_id is not None:
             return f"there is no {wanted} that the image can be put on"
         return f"there is no {wanted}"
-    if criteria.device != ANY:
-        return _reason_of_one(conn, matching[0], away)
-    total = len(matching)
-    taken = [device for device in matching if device.claim_id is not None]
-    rest = [device for device in matching if device.claim_id is None]
-    counts = Counter(_condition(device, away) for device in rest)
     if counts[FREE] == total:
         return "a matching device has just become free"
     parts = []
     if taken:
-        names = {device.id: device.name for device in taken}
         holders = [
-            f"{names[device_id]} by {assignee} until {expires:%Y-%m-%d %H:%M:%S}"
-            for device_id, assignee, expires in requests.holders(conn, list(names))[:SHOWN]
+            f"{name} by {assignee} until {expires:%Y-%m-%d %H:%M:%S}"
+            for name, assignee, expires in requests.first_holders(conn, fitting, SHOWN)
         ]
         # Who has given a device back a moment ago is not named.
-        if len(holders) < len(taken):
-            more = f"{len(taken) - len(holders)} more"
+        if len(holders) < taken:
+            more = f"{taken - len(holders)} more"
             holders = [*holders[:-1], f"{holders[-1]} and {more}"] if holders else []
-        parts.append(f"{len(taken)} taken" + (f" ({', '.join(holders)})" if holders else ""))
+        parts.append(f"{taken} taken" + (f" ({', '.join(holders)})" if holders else ""))
     parts += [f"{counts[condition]} {condition}" for condition in CONDITIONS if counts[condition]]
     noun = "device" if total == 1 else "devices"
     return f"{total} matching {noun}: {', '.join(parts)}"

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from math import ceil
 from typing import Any
 
 from apiflask import APIBlueprint
@@ -18,18 +19,19 @@ from flask import Response, current_app, request
 from sqlalchemy import Connection
 
 from mozpool import __version__, apikit
-from mozpool.apikit import MAX_POLL, Empty, Input, Log, LogQuery, answer, done, endpoint, site
-from mozpool.db import claims, devices, images, logs, requests
-from mozpool.db.devices import Device
+from mozpool.apikit import MAX_POLL, Empty, EventInput, Input, Log, LogQuery, answer, done, endpoint, site
+from mozpool.db import claims, devices, images, logs, requests, samples
+from mozpool.db.devices import Device, Rule
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_logs
 from mozpool.errors import BadInput, Conflict, NotFound
 from mozpool.pool import schemas
 from mozpool.pool.allocation import Waiting
-from mozpool.pool.criteria import ANY
+from mozpool.pool.criteria import ANY, Criteria
 from mozpool.pool.repeats import Repeats
 from mozpool.pool.service import MozPool, NewRequest
-from mozpool.statemachine import TIMEOUT
+from mozpool.seen import take_id
+from mozpool.statemachine import TAKEN_OVER, TIMEOUT
 
 blueprint = APIBlueprint("mozpool", __name__, tag="MozPool", url_prefix="/api")
 
@@ -39,8 +41,11 @@ SERVICE = "mozpool.pool"
 REPEATS = "mozpool.repeats"
 """The key of the :class:`Repeats`."""
 
+CATEGORIES = "mozpool.categories"
+"""The key of the rules by which devices have categories: LifeGuard knows them."""
+
 OWN_EVENTS = frozenset(
-    {TIMEOUT, "device_found", "device_left", "do_not_wait", "expire", "lifeguard_contacted", "called_back"}
+    {TIMEOUT, TAKEN_OVER, "device_found", "device_left", "do_not_wait", "expire", "lifeguard_contacted"}
 )
 """Events that carry what only this server's own matching and timers know: from outside they are ignored."""
 
@@ -95,10 +100,10 @@ def request_info(row: Request, waiting: Waiting | None) -> dict[str, Any]:
         "image": row.image,
         "boot_config": row.boot_config or "{}",
         "assigned_device": row.device or "",
-        "url": f"http://{row.imaging_server}/api/request/{row.id}/",
+        "url": f"http://{row.owner}/api/request/{row.id}/",
         "state": row.state,
         "status": row.state,
-        "imaging_server": row.imaging_server,
+        "imaging_server": row.owner,
         "device_id": row.device_id,
         "device_state": row.device_state or "",
         "created": apikit.time_text(row.created),
@@ -113,8 +118,8 @@ def request_info(row: Request, waiting: Waiting | None) -> dict[str, Any]:
     }
 
 
-def device_item(row: Device, labels: Mapping[str, str]) -> dict[str, Any]:
-    """A device as lists show it."""
+def device_item(row: Device, labels: Mapping[str, str], holder: tuple[str, datetime] | None) -> dict[str, Any]:
+    """A device as lists show it; ``holder`` is who has it, and until when."""
     return {
         "id": row.id,
         "name": row.name,
@@ -123,7 +128,8 @@ def device_item(row: Device, labels: Mapping[str, str]) -> dict[str, Any]:
         "inventory_id": row.inventory_id,
         "mac_address": row.mac_address,
         "imaging_server": row.imaging_server,
-        "imaging_server_state": site().presence.state_of(row.imaging_server_id),
+        "owner": row.owner,
+        "owner_state": site().presence.state_of(row.owner_id),
         "relay_info": row.relay_info,
         "state": row.state,
         "device_status": row.state,
@@ -133,9 +139,12 @@ def device_item(row: Device, labels: Mapping[str, str]) -> dict[str, Any]:
         "boot_config": row.boot_config,
         "last_pxe_config": row.last_pxe_config,
         "request_id": row.request_id,
+        "assignee": holder[0] if holder else None,
+        "expires": apikit.time_text(holder[1]) if holder else None,
         "hardware_type": row.hardware_type,
         "hardware_model": row.hardware_model,
         "labels": dict(labels),
+        "leaving": row.leaving,
     }
 
 
@@ -165,33 +174,47 @@ def device_list() -> Response:
             imaging_server=query.imaging_server,
             labels=_labels(query.label),
             claimed=query.claimed,
+            kind=_kind(query.category),
+            holder=query.holder,
             search=query.search,
+            names=query.name,
         )
         more = None if query.limit is None else query.limit + 1
         rows = devices.find(conn, wanted, after=query.cursor, limit=more)
         shown: list[Any]
         if query.details:
             labels = devices.labels_of(conn, [row.id for row in rows] if filtered else None) if rows else {}
-            shown = [device_item(row, labels.get(row.id, {})) for row in rows]
+            held = requests.holders(conn, [row.id for row in rows if row.claim_id is not None])
+            holders = {found[0]: found[1:] for found in held}
+            shown = [device_item(row, labels.get(row.id, {}), holders.get(row.id)) for row in rows]
         else:
             shown = [row.name for row in rows]
     return answer(apikit.page("devices", rows, query.limit, shown))
 
 
+def _kind(category: str | None) -> tuple[Sequence[Rule], str] | None:
+    if category is None:
+        return None
+    rules: Sequence[Rule] = current_app.extensions[CATEGORIES]
+    known = sorted({rule.name for rule in rules})
+    if category not in known:
+        raise BadInput.value("category", category, f"one of {', '.join(known)}")
+    return rules, category
+
+
 def _labels(texts: list[str]) -> dict[str, str]:
     labels: dict[str, str] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise BadInput.value("label", text, "NAME=VALUE")
+        name, value = apikit.label(text)
         if labels.setdefault(name, value) != value:
             raise BadInput(f"label: {name} can't be both {labels[name]!r} and {value!r}", field="label")
     return labels
 
 
-@endpoint(blueprint, "/image/list/", answers=schemas.ImageList)
+@endpoint(blueprint, "/image/list/", answers=schemas.ImageList, query=schemas.ImageListQuery)
 def image_list() -> Response:
     """List of images that can be asked for."""
+    query = apikit.query(schemas.ImageListQuery)
     with site().database.read() as conn:
         found = images.find(conn)
     shown = [
@@ -204,9 +227,25 @@ def image_list() -> Response:
             "has_sut_agent": image.has_sut_agent,
         }
         for image in found
-        if not image.hidden
+        if query.all or not image.hidden
     ]
     return answer({"images": shown})
+
+
+@endpoint(blueprint, "/pool/history/", answers=schemas.PoolHistory, query=schemas.HistoryQuery, errors=[400])
+def pool_history() -> Response:
+    """How the pool was doing lately, from what was noted once a minute; no more than a minute old."""
+    minutes = ceil(apikit.query(schemas.HistoryQuery).hours * 60)
+    here = site()
+    with here.database.read() as conn:
+        step, found = samples.history(conn, here.clock.now(), minutes)
+    shown = []
+    for one in found:
+        values = asdict(one)
+        shown.append({"time": apikit.time_text(values.pop("begin")), **values})
+    said = answer({"step": 60 * step, "samples": shown})
+    said.cache_control.max_age = 60
+    return said
 
 
 # --- Making requests ---
@@ -319,6 +358,21 @@ def _if_open(service: MozPool, request_id: int) -> Request | None:
 # --- Reading requests ---
 
 
+@endpoint(blueprint, "/request/match/", answers=schemas.MatchAnswer, query=schemas.MatchQuery, errors=[400, 404])
+def request_match() -> Response:
+    """How many devices a request could get if it were made now, and why it would have to wait."""
+    query = apikit.query(schemas.MatchQuery)
+    wanted = Criteria(
+        device=query.device,
+        environment=query.environment,
+        hardware_type=query.hardware_type,
+        hardware_model=query.hardware_model,
+        labels=_labels(query.label),
+    )
+    found = mozpool().preview(wanted, query.image)
+    return answer({"matching": found.matching, "free": found.free, "reason": found.reason})
+
+
 @endpoint(blueprint, "/request/list/", answers=schemas.RequestList, query=schemas.RequestListQuery, errors=[400])
 def request_list() -> Response:
     """List of requests; those that failed stay until they are returned or expire."""
@@ -412,10 +466,8 @@ def request_log(number: str) -> Response:
 
 
 def read_log(conn: Connection, request_id: int, query: LogQuery) -> list[logs.LogLine]:
-    """The lines that a query asks for; without a limit, the newest 100 or all of the time asked for."""
-    since = None if query.timeperiod is None else site().clock.now() - timedelta(seconds=query.timeperiod)
-    limit = 100 if query.limit is None and since is None else query.limit
-    return logs.latest(conn, request_logs, request_id, limit=limit, since=since)
+    """The lines that a query asks for."""
+    return logs.latest(conn, request_logs, request_id, **apikit.which_lines(query, site().clock.now()))
 
 
 # --- Changing requests ---
@@ -451,18 +503,23 @@ def request_return(number: str) -> Response:
     "GET",
     "POST",
     answers=Empty,
-    body=Input,
+    body=EventInput,
     errors=[302, 400, 404],
 )
 def request_event(number: str, event: str) -> Response:
     """Hand an event to a request's state machine; one that its state does not expect is ignored."""
     args = apikit.json_body(apikit.MAX_TEXT)
+    event_id = take_id(args)
     request_id = own_request(number)
+    site().seen.once(("request", request_id, event), event_id, lambda: _hand_over(request_id, event, args))
+    return answer({})
+
+
+def _hand_over(request_id: int, event: str, args: Mapping[str, Any]) -> None:
     if event == CLAIMED:
         mozpool().claimed(request_id)
     elif event not in OWN_EVENTS:
         mozpool().event(request_id, event, args)
-    return answer({})
 
 
 @endpoint(
@@ -482,6 +539,6 @@ def device_return(name: str) -> Response:
     if body.request_id is not None and (holder is None or holder.id != body.request_id):
         raise Conflict(f"request {body.request_id} does not have device {device.name}", field="request_id")
     if holder is not None:
-        apikit.only_here(holder.imaging_server_id, holder.imaging_server)
+        apikit.only_here(holder.owner_id, holder.owner)
         mozpool().give_back(holder.id)
     return done()

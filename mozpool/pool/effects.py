@@ -36,15 +36,3 @@ class TellRelease(Effect):
     device: str
     device_server: str
     claim_id: int
-
-
-@dataclass(frozen=True)
-class CallBack(Effect):
-    """Tell the client's ``callback_url`` that the request changed."""
-
-    channel: ClassVar[str] = "callback"
-    every: ClassVar[float | None] = 5.0
-    times: ClassVar[int | None] = 5
-    bound: ClassVar[bool] = False
-    url: str
-    state: str

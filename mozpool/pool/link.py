@@ -9,6 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+ABREAST = 8
+"""Calls that are made to another server at a time: one that does not answer must leave workers for the calls to
+others."""
+
+
+def lane_to(peer: str, request_id: int) -> str:
+    """The lane of a call to ``peer``, an imaging server, that concerns a request."""
+    return f"{peer}:{request_id % ABREAST}"
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -30,8 +39,8 @@ class LifeguardLink(Protocol):
         """
         ...
 
-    def released(self, server: str, device_id: int, device: str) -> None:
-        """Let LifeGuard look at a device that lost its holder. Raises LinkError."""
+    def released(self, server: str, device_id: int, device: str, claim_id: int) -> None:
+        """Let LifeGuard look at a device whose holder has given up this claim. Raises LinkError."""
         ...
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
-from mozpool.db import claims
+from mozpool.db import claims, requests
 from mozpool.db.devices import SHUFFLE_RANGE, Candidate
 from mozpool.db.requests import Request
 from mozpool.pool.criteria import Criteria
-from mozpool.pool.effects import AskLifeguard, CallBack, TellRelease
-from mozpool.statemachine import RETURNED, STAY, TIMEOUT, Context, Machine, State, Tuning, entry, on, when
+from mozpool.pool.effects import AskLifeguard, TellRelease
+from mozpool.statemachine import RETURNED, STAY, TAKEN_OVER, TIMEOUT, Context, Machine, State, Tuning, entry, on, when
 
 COMPLETE = "complete"
 BAD_IMAGE = "failed-bad-image"
@@ -71,7 +71,14 @@ def give_up_device(ctx: RequestContext, reason: str) -> None:
     now, shuffle, verify = ctx.now, ctx.rng.randrange(SHUFFLE_RANGE), ctx.reads.verify_on_return
     ctx.also(
         lambda conn: claims.release(
-            conn, claim_id=claim_id, device_id=device_id, now=now, reason=reason, shuffle=shuffle, verify=verify
+            conn,
+            claim_id=claim_id,
+            device_id=device_id,
+            ready_at=request.ready_at,
+            now=now,
+            reason=reason,
+            shuffle=shuffle,
+            verify=verify,
         ),
         **NO_DEVICE,
     )
@@ -83,17 +90,10 @@ def give_up_device(ctx: RequestContext, reason: str) -> None:
 
 
 def end(ctx: RequestContext, reason: str) -> None:
-    """What every end state does: give the device back and tell the client."""
+    """What every end state does: give the device back."""
     give_up_device(ctx, reason)
     ctx.set(reason=reason)
     ctx.detail = reason
-    call_back(ctx, "closed")
-
-
-def call_back(ctx: RequestContext, state: str) -> None:
-    """Tell the client's ``callback_url``, when it gave one."""
-    if ctx.row.callback_url:
-        ctx.effect(CallBack(ctx.row.callback_url, state))
 
 
 class Open(State[Request]):
@@ -102,13 +102,18 @@ class Open(State[Request]):
     @on("close", to="closed")
     def close(self, ctx: RequestContext) -> str | None:
         """Its client gave it back."""
-        end(ctx, "returned")
+        end(ctx, requests.RETURNED)
         return None
+
+    @on(TAKEN_OVER, to=())
+    def taken_over(self, ctx: RequestContext) -> str | None:
+        """Another server acts for the request from now on, and goes on with it at its deadline."""
+        return STAY
 
     @on("expire", to="closed")
     def expire(self, ctx: RequestContext) -> str | None:
         """Its time is over."""
-        end(ctx, "expired")
+        end(ctx, requests.EXPIRED)
         return None
 
 
@@ -155,8 +160,8 @@ class FindingDevice(Open):
             "device": device.name,
             "device_state": "ready",
             "device_address": device.address,
-            "device_server_id": device.imaging_server_id,
-            "device_server": device.imaging_server,
+            "device_server_id": device.owner_id,
+            "device_server": device.owner,
             "device_image_id": device.image_id,
             "device_boot_config_hash": device.boot_config_hash,
         }
@@ -216,7 +221,6 @@ def _fail(ctx: RequestContext, state: str, reason: str) -> str:
     ctx.set(reason=reason)
     ctx.detail = reason
     ctx.log(f"failed: {reason}")
-    call_back(ctx, state)
     return state
 
 
@@ -267,6 +271,7 @@ class ContactingLifeguard(WithDevice):
     name = "contacting_lifeguard"
     timeout = 30
     tries = 5
+    taken_over = when(TAKEN_OVER, to="contacting_lifeguard")
 
     @entry(to="finding_device")
     def enter(self, ctx: RequestContext) -> str | None:
@@ -314,6 +319,7 @@ class Pending(WithDevice):
     name = "pending"
     timeout = 60
     tries = 20
+    taken_over = when(TAKEN_OVER, to="pending")
 
     @entry(to=("ready", "finding_device", "failed_bad_image", "failed_bad_device"))
     def enter(self, ctx: RequestContext) -> str | None:
@@ -344,10 +350,9 @@ class Ready(Open):
     name = "ready"
 
     def enter(self, ctx: RequestContext) -> str | None:
-        """Tell the client."""
+        """What went wrong on the way does not count any more."""
         ctx.clear()
         ctx.log(f"device {ctx.row.device} is ready")
-        call_back(ctx, self.name)
         return None
 
 

@@ -76,6 +76,17 @@ class StatusQuery(Input):
     state: Name | None = Field(None, description="The state that the caller knows of; by default the current one.")
 
 
+class MatchQuery(Input):
+    """What a request would ask for."""
+
+    device: Name = "any"
+    image: Name | None = Field(None, description="Leaves out devices that no PXE config can put it on.")
+    environment: Name = "any"
+    hardware_type: Name | None = None
+    hardware_model: Name | None = None
+    label: list[str] = Field(default_factory=list, description="`NAME=VALUE`; may be given several times.")
+
+
 class RenewBody(Input):
     """A new end."""
 
@@ -107,10 +118,21 @@ class DeviceListQuery(PageQuery):
     hardware_type: str | None = None
     hardware_model: str | None = None
     image: str | None = None
-    imaging_server: str | None = None
+    imaging_server: str | None = Field(None, description="The server that the inventory names.")
     label: list[str] = Field(default_factory=list, description="`NAME=VALUE`; may be given several times.")
     claimed: bool | None = Field(None, description="Whether a request has it.")
-    search: str | None = Field(None, description="Part of the name or of the comments.")
+    category: str | None = Field(None, description="In use, idle, processing, failed or out of service.")
+    holder: str | None = Field(None, description="Part of the assignee of the request that has it.")
+    search: str | None = Field(
+        None, description="Part of the name, the fqdn, the address, the MAC address or the comments."
+    )
+    name: list[str] = Field(default_factory=list, description="Only these devices; may be given several times.")
+
+
+class ImageListQuery(Input):
+    """Which images are wanted."""
+
+    all: Flag = Field(False, description="Also hidden ones; any value counts.")
 
 
 # Answers
@@ -136,7 +158,7 @@ class RequestInfo(BaseModel):
     url: str = Field(description="Where it is served.")
     state: str
     status: str = Field(description="The state.")
-    imaging_server: str
+    imaging_server: str = Field(description="The server that acts for it now.")
     device_id: int | None
     device_state: str = Field(description="Empty when there is no device.")
     created: str | None
@@ -150,6 +172,14 @@ class RequestInfo(BaseModel):
     place: int | None = Field(
         None, description="Place in the queue among those that the same devices can serve; null when it does not wait."
     )
+
+
+class MatchAnswer(BaseModel):
+    """How many devices such a request could get."""
+
+    matching: int = Field(description="Devices that match, whatever their state.")
+    free: int = Field(description="Those of them that could be had at once.")
+    reason: str | None = Field(description="Why none of them could be had at once; null when one could.")
 
 
 class RequestAnswer(BaseModel):
@@ -205,9 +235,10 @@ class DeviceListItem(BaseModel):
     address: str = Field(description="Where it answers.")
     inventory_id: int
     mac_address: str
-    imaging_server: str
-    imaging_server_state: str = Field(
-        description="`up`; devices of a server that is `away` or `stopped` are not handed out."
+    imaging_server: str = Field(description="The server that the inventory names.")
+    owner: str = Field(description="The server that acts on it now: that one, or one that has taken over from it.")
+    owner_state: str = Field(
+        description="`up`, `away` or `stopped`: devices of a server that is not up are not handed out."
     )
     relay_info: str | None
     state: str
@@ -218,9 +249,12 @@ class DeviceListItem(BaseModel):
     boot_config: str | None
     last_pxe_config: str | None
     request_id: int | None
+    assignee: str | None = Field(description="Who has it; null when nobody has.")
+    expires: str | None = Field(description="Until when.")
     hardware_type: str | None
     hardware_model: str | None
     labels: dict[str, str]
+    leaving: bool = Field(description="It is not in the inventory any more, and goes as soon as it is free.")
 
 
 class DeviceList(BaseModel):
@@ -245,3 +279,37 @@ class ImageList(BaseModel):
     """The images that can be asked for."""
 
     images: list[ImageInfo]
+
+
+class HistoryQuery(Input):
+    """How far back to look."""
+
+    hours: Annotated[float, Field(gt=0, le=90 * 24, allow_inf_nan=False)] = Field(
+        24.0, description="The last so many hours: at most 90 days."
+    )
+
+
+class PoolSample(BaseModel):
+    """The pool in a step."""
+
+    time: str = Field(description="When the step begins.")
+    in_use: float = Field(description="Devices of this category, on the average of the step.")
+    idle: float
+    processing: float
+    failed: float
+    out_of_service: float
+    away: float = Field(description="Devices, of whatever category, whose imaging server was away.")
+    waiting: int = Field(description="The most requests that waited for a device at a time.")
+    ready: int = Field(description="Requests that became ready.")
+    ready_median: float | None = Field(
+        description="Seconds that these took from when they were made: the average of the minutes' medians."
+    )
+    ready_worst: float | None = Field(description="The most seconds that one of them took.")
+    failures: int = Field(description="Devices that failed.")
+
+
+class PoolHistory(BaseModel):
+    """At most 300 steps, the oldest first; those of which nothing is known are left out."""
+
+    step: int = Field(description="Seconds from the beginning of a step to that of the next one.")
+    samples: list[PoolSample]

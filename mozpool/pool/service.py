@@ -10,7 +10,7 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,8 +22,8 @@ from mozpool.db import devices, history, images, requests
 from mozpool.db.engine import Database
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_history
-from mozpool.errors import BadInput, DatabaseAway, NotFound, Unprocessable
-from mozpool.pool.allocation import Matcher, Waiting, explain, queue_key
+from mozpool.errors import BadInput, Conflict, DatabaseAway, NotFound, Unprocessable
+from mozpool.pool.allocation import Match, Matcher, Waiting, explain, preview, queue_key
 from mozpool.pool.criteria import ANY, Criteria
 from mozpool.statedriver import Driver, Outcome
 
@@ -114,7 +114,7 @@ class MozPool:
         """Store a request, match the queue, and answer the request as it is then.
 
         A request that neither got a device nor may queue has ended when this returns.
-        Raises BadInput, NotFound, Unprocessable (nothing is stored then), DatabaseAway.
+        Raises BadInput, NotFound, Conflict, Unprocessable (nothing is stored then), DatabaseAway.
         """
         with self._database.read() as conn:
             repeated = self._repeated(conn, new)
@@ -182,8 +182,14 @@ class MozPool:
         if image is None:
             raise NotFound(f"image: there is no image {new.image!r}", field="image")
         images.check_wanted(image)
-        if new.device != ANY and devices.key_by_name(conn, new.device) is None:
-            raise NotFound(f"there is no device {new.device}", field="device")
+        if new.device != ANY:
+            named = devices.key_by_name(conn, new.device)
+            if named is None:
+                raise NotFound(f"there is no device {new.device}", field="device")
+            if named.leaving:
+                raise Conflict(
+                    f"device {new.device} is leaving the pool: it is not in the inventory any more", field="device"
+                )
         if self._max_duration and new.duration > self._max_duration:
             raise BadInput.value("duration", new.duration, f"at most {self._max_duration} seconds")
         for key in image.boot_config_keys:
@@ -274,6 +280,16 @@ class MozPool:
             raise NotFound(f"there is no request {request_id}", field="request")
         return found
 
+    def preview(self, criteria: Criteria, image: str | None = None) -> Match:
+        """What a request with these criteria and this image could get now. Raises NotFound for an unknown image."""
+        with self._database.read() as conn:
+            found = None if image is None else self._image(conn, image)
+            if image is not None and found is None:
+                raise NotFound(f"image: there is no image {image!r}", field="image")
+            if found is not None:
+                criteria = replace(criteria, image_id=found.id)
+            return preview(conn, criteria, self.matcher.away())
+
     def waiting(self, request: Request) -> Waiting | None:
         """Why a request waits, and its place in the queue; None when it does not wait."""
         if request.state != requests.QUEUED:
@@ -284,15 +300,17 @@ class MozPool:
     def reasons(self, rows: Iterable[Request]) -> dict[int, str]:
         """Id → why it waits, for those of ``rows`` that do; equal requests share one look at the devices."""
         found: dict[int, str] = {}
-        by_criteria: dict[str | None, str] = {}
+        alike: dict[tuple[str | None, int | None], str] = {}
+        away = self.matcher.away()
         waiting = [row for row in rows if row.state == requests.QUEUED]
         if not waiting:
             return found
         with self._database.read() as conn:
             for row in waiting:
-                if row.criteria not in by_criteria:
-                    by_criteria[row.criteria] = explain(conn, row, self.matcher.away()).reason
-                found[row.id] = by_criteria[row.criteria]
+                key = (row.criteria, row.owner_id if row.owner_id in away else None)
+                if key not in alike:
+                    alike[key] = explain(conn, row, away).reason
+                found[row.id] = alike[key]
         return found
 
     def wait_for_change(self, request_id: int, state: str | None, seconds: float) -> Request:
@@ -329,7 +347,7 @@ class MozPool:
         if self._max_duration and duration > self._max_duration:
             raise BadInput.value("duration", duration, f"at most {self._max_duration} seconds")
         expires = self._clock.now() + timedelta(seconds=duration)
-        renewed = self._database.run(lambda conn: requests.set_expires(conn, request_id, expires))
+        renewed = self._database.run(lambda conn: requests.set_expires(conn, request_id, expires), repeatable=True)
         self.driver.forget(request_id)
         if not renewed:
             request = self.get(request_id)
@@ -345,7 +363,7 @@ class MozPool:
         if outcome.status == "gone":
             raise NotFound(f"there is no request {request_id}", field="request")
         if not outcome.accepted:
-            self._database.run(lambda conn: requests.acknowledge(conn, request_id, self._clock.now()))
+            self._database.run(lambda conn: requests.acknowledge(conn, request_id, self._clock.now()), repeatable=True)
 
     def claimed(self, request_id: int) -> None:
         """Another server has found a device for a request of this one: go on with it now, not at the next scan."""

@@ -12,12 +12,12 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from mozpool.db import devices, requests
+from mozpool.db import devices, past_requests, requests
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_history
 from mozpool.logbook import Kind
-from mozpool.rowstore import RowStore
+from mozpool.rowstore import Note, RowStore, no_note
 from mozpool.statedriver import Change
 
 
@@ -31,7 +31,7 @@ class RequestReads:
 
     def serves(self, request: Request) -> bool:
         """Whether the request is this server's."""
-        return request.imaging_server_id == self._server_id
+        return request.owner_id == self._server_id
 
     def device_state(self, name: str) -> str | None:
         """The state of a device."""
@@ -52,14 +52,23 @@ class RequestStore(RowStore[Request]):
 
     kind: Kind = "request"
 
-    def __init__(self, server_id: int, *, verify_on_return: bool = False) -> None:
-        """``server_id`` is the id of the imaging server that this daemon is."""
-        super().__init__(requests, request_history, server_id)
+    def __init__(self, server_id: int, *, verify_on_return: bool = False, note: Note[Request] = no_note) -> None:
+        """``server_id`` is the id of the imaging server that this daemon is; ``note`` is as in RowStore."""
+        super().__init__(requests, request_history, server_id, note)
         self._verify_on_return = verify_on_return
 
     def reads(self, conn: Connection) -> RequestReads:
         """Lookups in this transaction."""
         return RequestReads(conn, self._server_id, self._verify_on_return)
+
+    def write(self, conn: Connection, row: Request, change: Change) -> bool:
+        """Row and history; of a request that ends, also what outlives its row."""
+        if not super().write(conn, row, change):
+            return False
+        if row.is_open and change.target in requests.END_STATES:
+            reason = change.columns.get("reason", row.reason)
+            past_requests.add(conn, row, state=change.target, reason=reason, now=change.now)
+        return True
 
     def expiry(self, row: Request) -> tuple[str, datetime] | None:
         """When the request expires."""

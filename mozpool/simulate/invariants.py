@@ -68,6 +68,7 @@ class Device:
     image_id: int | None
     server_id: int
     counters: str
+    leaving: bool
 
     @property
     def label(self) -> str:
@@ -93,6 +94,8 @@ class Request:
     boot_config: str
     server_id: int
     counters: str
+    wants_call: bool
+    """Whether its client wants to be called back."""
     queued_since: float = 0.0
 
     @property
@@ -130,15 +133,23 @@ class Overtaken:
 
 DEVICE_COLUMNS = (
     "id, name, state, state_timeout, attempt, version, claim_id, environment, hardware_type_id, image_id, "
-    "imaging_server_id, state_counters"
+    "COALESCE(owner_id, imaging_server_id), state_counters, leaving"
 )
 REQUEST_COLUMNS = (
     "id, state, state_timeout, attempt, version, requested_device, environment, hardware_type, labels, queue_key, "
-    "image_id, boot_config, imaging_server_id, state_counters"
+    "image_id, boot_config, COALESCE(owner_id, imaging_server_id), state_counters, callback_url"
 )
 
 Query = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 """Runs a statement with ``?`` for its parameters, outside of any transaction of the servers."""
+
+
+@dataclass
+class ToTell:
+    """What a client has to be told."""
+
+    device: str
+    times: int = 0
 
 
 class Watcher:
@@ -186,9 +197,12 @@ class Watcher:
         self._overdue: dict[tuple[str, int], float] = {}
         self._entered: dict[int, float] = {}
         """Device → when its attempt began."""
+        self._added: dict[int, float] = {}
+        """Device → when its row was made, for those that were not there from the beginning."""
         self._waiting_pairs: dict[tuple[int, int], float] = {}
         self._overtaken: dict[int, Overtaken] = {}
         self._device_ids: dict[str, int] = {}
+        self._to_tell: dict[tuple[int, str], ToTell] = {}
         self.disturbed: dict[str, float] = {}
         """Device name → when a person last meddled with it."""
         query("DELETE FROM sim_touched", ())
@@ -266,16 +280,21 @@ class Watcher:
         device = self._device_seen(found[0])
         if before is None:
             self._say(f"{device.name} is added")
+            self._added[device_id] = self._now()
             return
         self._check_row("devices", before, device, wall)
+        if before.leaving != device.leaving:
+            self._say(f"{device.name} {'is to leave' if device.leaving else 'may stay'}")
         if before.attempt != device.attempt:
             self._entered[device_id] = self._now()
         if before.state != device.state:
             self._say(f"{device.name}: {before.state} -> {device.state}")
+        if before.server_id != device.server_id:
+            self._say(f"{device.name} passes from server {before.server_id} to {device.server_id}")
 
     def _device_seen(self, row: tuple[Any, ...]) -> Device:
         (id_, name, state, deadline, attempt, version, claim_id, environment, hardware, *rest) = row
-        (image_id, server, counters) = rest
+        (image_id, server, counters, leaving) = rest
         device = Device(
             int(id_),
             str(name),
@@ -289,6 +308,7 @@ class Watcher:
             image_id,
             int(server),
             str(counters),
+            bool(leaving),
         )
         before = self.devices.get(device.id)
         self.devices[device.id] = device
@@ -298,9 +318,9 @@ class Watcher:
                 str(row[0]): str(row[1])
                 for row in self._query("SELECT name, value FROM device_labels WHERE device_id = ?", (device.id,))
             }
-        if device.state == "ready" and device.claim_id is None:
+        if device.state == "ready" and device.claim_id is None and not device.leaving:
             self._free[device.id] = device
-            if before is None or before.state != "ready" or before.claim_id is not None:
+            if before is None or before.state != "ready" or before.claim_id is not None or before.leaving:
                 self._pair(device=device)
         elif self._free.pop(device.id, None) is not None:
             self._unpair(device.id, 1)
@@ -326,6 +346,8 @@ class Watcher:
             self._check_row("requests", before, request, wall)
             if before.state != request.state:
                 self._say(f"request {request_id}: {before.state} -> {request.state}")
+            if before.server_id != request.server_id:
+                self._say(f"request {request_id} passes from server {before.server_id} to {request.server_id}")
             request.queued_since = before.queued_since
         if request.state == QUEUED and (before is None or before.state != QUEUED):
             request.queued_since = self._now()
@@ -347,11 +369,20 @@ class Watcher:
         if request.state == "ready" and (before is None or before.state != "ready"):
             self._check_ready(request)
         if before is None or before.state != request.state:
+            if request.wants_call and (request.state == "ready" or request.state in END_STATES):
+                device = self._device_of(request_id) if request.state == "ready" else ""
+                self._to_tell[request_id, request.state] = ToTell(device)
             self.on_request(request, "" if before is None else before.state)
+
+    def _device_of(self, request_id: int) -> str:
+        """The name of the device that a request has."""
+        claim = self.claims.get(self._claim_of_request.get(request_id, -1))
+        device = None if claim is None else self.devices.get(claim.device_id)
+        return "" if device is None else device.name
 
     def _request(self, row: tuple[Any, ...]) -> Request:
         (id_, state, deadline, attempt, version, wanted, environment, hardware, labels, key, *rest) = row
-        (image, config, server, counters) = rest
+        (image, config, server, counters, callback_url) = rest
         return Request(
             int(id_),
             str(state),
@@ -367,7 +398,26 @@ class Watcher:
             config or "{}",
             int(server),
             str(counters),
+            callback_url is not None,
         )
+
+    def told(self, request_id: int, state: str, device: str) -> None:
+        """A client was called back. Raises Violation."""
+        known = self._to_tell.get((request_id, state))
+        self._say(f"the client of request {request_id} is told: {state} {device}".rstrip())
+        if known is None:
+            raise Violation(f"the client of request {request_id} is told that it is {state}, which it was never")
+        if device != known.device:
+            raise Violation(f"the client of request {request_id} is told of {device!r} instead of {known.device!r}")
+        known.times += 1
+
+    def untold(self) -> list[str]:
+        """Of what clients should have been told and were not."""
+        return [
+            f"the client of request {id_} was not told: {state}"
+            for (id_, state), known in self._to_tell.items()
+            if not known.times
+        ]
 
     # What must hold
 
@@ -463,9 +513,23 @@ class Watcher:
         if boot_config_hash(board.boot_config or "{}") != boot_config_hash(request.boot_config):
             raise Violation(f"request {request.id} is ready with another build than it asked for")
 
-    def restarts(self, name: str, what: str) -> None:
-        """Somebody is about to restart a board: nobody may be using it."""
+    def look_at_owners(self, lost: Mapping[int, str], within: float) -> None:
+        """Nothing is owned by servers (id → name) that others must have taken over from by now. Raises Violation.
+
+        A device that was added to a lost server may be its for ``within`` seconds.
+        """
+        before = self._now() - within
+        old = [device for device in self.devices.values() if self._added.get(device.id, before) <= before]
+        rows: list[Device | Request] = [*old, *self.requests.values()]
+        for row in rows:
+            if row.server_id in lost:
+                raise Violation(f"{row.label} is still {lost[row.server_id]}'s, which is lost for long")
+
+    def restarts(self, name: str, what: str, server_id: int, server: str) -> None:
+        """A server is about to restart a board: it must be the one that acts on it, and nobody may be using it."""
         device = self.devices.get(self._device_ids.get(name, -1))
+        if device is not None and device.server_id != server_id:
+            raise Violation(f"{what} of {name} by {server}, which does not own it (any more)")
         claim = None if device is None else self.claims.get(self._claim_of_device.get(device.id, -1))
         if device is None or claim is None:
             return

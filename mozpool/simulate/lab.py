@@ -159,6 +159,12 @@ def _later(scheduler: Scheduler, seconds: float, call: Callable[[], None]) -> No
     scheduler.call_later(seconds, call)
 
 
+def _check(deadline: Deadline, device: Target, what: str) -> None:
+    """As the real backends do before each thing that they say to a device: no time is left, nothing is said."""
+    if deadline.expired:
+        raise HardwareError(device.name, what, "no time is left")
+
+
 class SimulatedPower(Power):
     """Relay boards that hang and read back nonsense."""
 
@@ -207,6 +213,7 @@ class SimulatedPower(Power):
     def _set(self, device: Target, on: bool, deadline: Deadline) -> None:
         lab = self._lab
         self._connect(self.lane(device), device.name, deadline)
+        _check(deadline, device, "power")
         obeys = True
         wrong = lab.faults.happens("relay_wrong", device.name)
         if wrong:
@@ -263,6 +270,7 @@ class SimulatedAgent(Agent):
     def reboot(self, device: Target, deadline: Deadline) -> None:
         """Reboot the board."""
         self._talk(device, "reboot", 0.5, deadline)
+        _check(deadline, device, "reboot")
         self._lab.restarts(device.name, "reboot")
         self._lab.boards[device.name].reboot()
 

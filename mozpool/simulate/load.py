@@ -8,14 +8,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from sqlalchemy import Connection, delete, insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection
 
 from mozpool.daemon import Daemon
-from mozpool.db import tables
+from mozpool.db import inventory
 from mozpool.db.requests import Request
 from mozpool.errors import DatabaseAway, MozpoolError
+from mozpool.lifeguard.inventory.hosts import Host, Hosts
+from mozpool.lifeguard.inventory.plan import plan
+from mozpool.lifeguard.inventory.sync import carry_out
 from mozpool.pool.criteria import ANY
 from mozpool.pool.service import NewRequest
 from mozpool.simulate.faults import FORCED_STATES, Scripted
@@ -91,14 +94,13 @@ class Asker:
         if request is None:
             return
         world = self._world
-        server = world.server_named(request.imaging_server_id)
         if world.faults.happens("client_vanishes", self.name):
             return
         while request is not None and request.is_open and request.state != "ready":
-            request = self._look(server, request)
+            request = self._look(request)
         if request is None or not request.is_open:
             return
-        self._use(server, request)
+        self._use(request)
 
     def _new(self) -> NewRequest:
         load, rng = self._load, self._rng
@@ -117,6 +119,7 @@ class Asker:
             labels=load.labels,
             wait=load.wait,
             priority=load.priority,
+            callback_url=f"http://client-{len(self.name) % 3}/{quote(self.name)}" if load.callback else None,
             idempotency_key=self.name,
         )
 
@@ -124,10 +127,9 @@ class Asker:
         """Any server will do; the same key makes it safe to ask another one."""
         world, new = self._world, self._new()
         for _ in range(20):
-            server = self._rng.choice(world.server_names)
             try:
                 return world.network.call(
-                    server, f"POST request {self.name}", lambda daemon: daemon.mozpool.create(new)
+                    self._any_server(), f"POST request {self.name}", lambda daemon: daemon.mozpool.create(new)
                 )
             except Unreachable:
                 pass
@@ -138,7 +140,7 @@ class Asker:
             world.scheduler.sleep(ASK_AGAIN)
         return None
 
-    def _look(self, server: str, request: Request) -> Request | None:
+    def _look(self, request: Request) -> Request | None:
         """The request as soon as it is ready or has ended, or a while later; None when it is gone."""
         world = self._world
         deadline = self._rng.uniform(0.5, 1.0) * LOOK_EVERY
@@ -148,7 +150,7 @@ class Asker:
 
         world.wait_for_device(request.id, deadline)
         try:
-            return world.network.call(server, f"GET request {request.id}", work)
+            return world.network.call(self._any_server(), f"GET request {request.id}", work)
         except Unreachable:
             world.scheduler.sleep(ASK_AGAIN)
             return request
@@ -158,21 +160,24 @@ class Asker:
             world.scheduler.sleep(ASK_AGAIN)
             return request
 
-    def _use(self, server: str, request: Request) -> None:
+    def _any_server(self) -> str:
+        return self._rng.choice(self._world.server_names)
+
+    def _use(self, request: Request) -> None:
         world, load = self._world, self._load
         end = world.scheduler.time + self._rng.expovariate(1 / load.hold)
         while (left := end - world.scheduler.time) > 0 and not world.closing:
             world.scheduler.sleep(min(left, load.duration / 2))
             if end > world.scheduler.time:
-                self._try(server, "renew", request, lambda daemon: daemon.mozpool.renew(request.id, load.duration))
+                self._try("renew", request, lambda daemon: daemon.mozpool.renew(request.id, load.duration))
         for _ in range(20):
-            if self._try(server, "return", request, lambda daemon: daemon.mozpool.give_back(request.id)):
+            if self._try("return", request, lambda daemon: daemon.mozpool.give_back(request.id)):
                 return
             world.scheduler.sleep(ASK_AGAIN)
 
-    def _try(self, server: str, what: str, request: Request, work: Callable[[Daemon], object]) -> bool:
+    def _try(self, what: str, request: Request, work: Callable[[Daemon], object]) -> bool:
         try:
-            self._world.network.call(server, f"{what} request {request.id}", work)
+            self._world.network.call(self._any_server(), f"{what} request {request.id}", work)
         except Unreachable:
             return False
         except MozpoolError as error:
@@ -185,6 +190,8 @@ class Meddler:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._hosts: dict[str, Host] | None = None
+        """What the inventory has, by name; None until that matters."""
 
     def start(self) -> None:
         """Begin."""
@@ -277,55 +284,56 @@ class Meddler:
         return lambda daemon: daemon.devices.force(device_id, "start_self_test")
 
     def _remove(self, rng: random.Random, what: Scripted) -> None:
-        """The inventory loses a device: one that is lent stays, and one that goes comes back minutes later."""
-        world = self._world
+        """The inventory loses a device, which goes when it is free; minutes later it has the device again."""
         if (found := self._device(rng, what)) is None:
             return
-        id_, name, _ = found
+        name = found[1]
         try:
-            row, labels = self._rows(id_)
+            hosts = self._hosts = self._hosts or self._inventory()
         except DatabaseAway:
             return
-        if row is None:
-            return
-        values = dict(row) | {"state": "new", "state_counters": "{}", "claim_id": None, "operation_claim_id": None}
-        values |= {"state_timeout": None, "next_image_id": None, "image_id": None, "boot_config_hash": None}
-        del values["id"]
+        host = hosts.pop(name, None)
+        if host is None:
+            return  # it is lost already
+        self._synchronise(hosts, rng)
+        self._world.scheduler.sleep(rng.uniform(1.0, 200.0))
+        hosts[name] = host
+        while not self._synchronise(hosts, rng):
+            self._world.scheduler.sleep(rng.uniform(1.0, 200.0))
 
-        def remove(connection: Connection) -> bool:
-            free = tables.devices.c.claim_id.is_(None)
-            gone = connection.execute(delete(tables.devices).where(tables.devices.c.id == id_, free))
-            return bool(gone.rowcount)
-
-        def add(connection: Connection) -> None:
-            key = connection.execute(insert(tables.devices).values(values)).inserted_primary_key
-            assert key is not None
-            for label in labels:
-                connection.execute(insert(tables.device_labels).values(label | {"device_id": key[0]}))
-
-        try:
-            if not world.database.run(remove):
-                world.say(f"{name} is lent and stays")
-                return
-        except DatabaseAway:
-            pass  # gone or not: the next try tells
-        while True:
-            world.scheduler.sleep(rng.uniform(1.0, 200.0))
-            try:
-                world.database.run(add)
-                return
-            except IntegrityError:
-                return  # it is there already
-            except DatabaseAway:
-                continue
-
-    def _rows(self, id_: int) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-        """A device's row and its labels."""
-        labels_of = select(tables.device_labels).where(tables.device_labels.c.device_id == id_)
+    def _inventory(self) -> dict[str, Host]:
+        """The devices that there are, as the inventory has them."""
         with self._world.database.read() as connection:
-            row = connection.execute(select(tables.devices).where(tables.devices.c.id == id_)).mappings().first()
-            labels = [dict(label) for label in connection.execute(labels_of).mappings()]
-        return None if row is None else dict(row), labels
+            known = inventory.read(connection)
+        return {
+            device.name: Host(
+                place=device.name,
+                inventory_id=device.inventory_id,
+                name=device.name,
+                fqdn=device.fqdn,
+                mac_address=device.mac_address,
+                imaging_server=device.imaging_server,
+                relay_info=device.relay_info,
+                hardware=device.hardware,
+                environment=device.environment,
+                labels=device.labels,
+            )
+            for device in known.devices
+        }
+
+    def _synchronise(self, hosts: dict[str, Host], rng: random.Random) -> bool:
+        """Bring the pool into line with the inventory; answer whether that could be done."""
+        database = self._world.database
+
+        def work(connection: Connection) -> None:
+            made = plan(Hosts(list(hosts.values())), inventory.read(connection), "simulated")
+            carry_out(connection, made, rng, database.clock)
+
+        try:
+            database.run(work, repeatable=True)
+        except DatabaseAway:
+            return False
+        return True
 
     def _jump(self, rng: random.Random, what: Scripted) -> None:
         world = self._world

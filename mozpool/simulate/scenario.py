@@ -53,6 +53,8 @@ class Load:
     hardware_type: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0
+    callback: bool = False
+    """Whether its clients want to be called back."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Scenario:
     """Everything that a run is made of, but its seed."""
 
     servers: int = 3
+    takeover_after: float | None = None
+    """Seconds of silence after which the servers take over from one another; None: they don't."""
     kinds: tuple[Kind, ...] = (Kind(),)
     loads: tuple[Load, ...] = (Load(),)
     people: People = field(default_factory=People)
@@ -102,13 +106,20 @@ def rough(hours: float = 1.0, devices: int = 30, servers: int = 3) -> Scenario:
     first = devices * 2 // 3
     return Scenario(
         servers=servers,
+        takeover_after=60.0,
         kinds=(
             Kind("panda", first, labels={"pool": "b2g"}),
             Kind("tegra", devices - first, environment="staging", labels={"pool": "android"}),
         ),
         loads=(
             Load(
-                "b2g", bursts=devices // 6, per_hour=0.1 * devices, hold=600.0, duration=900.0, labels={"pool": "b2g"}
+                "b2g",
+                bursts=devices // 6,
+                per_hour=0.1 * devices,
+                hold=600.0,
+                duration=900.0,
+                labels={"pool": "b2g"},
+                callback=True,
             ),
             Load(
                 "android",

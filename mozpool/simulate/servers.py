@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -13,10 +14,12 @@ from urllib.parse import unquote, urlsplit
 from mozpool.clock import Clock
 from mozpool.config import Settings
 from mozpool.daemon import Daemon
-from mozpool.errors import MozpoolError
+from mozpool.errors import MozpoolError, NotOurs
 from mozpool.links import HTTP_LIMIT
 from mozpool.metronome import Metronome
+from mozpool.notify.webhook import CALL_LIMIT, NotTaken
 from mozpool.pool.link import LinkError
+from mozpool.seen import take_id
 from mozpool.simulate.database import SimulatedDatabase
 from mozpool.simulate.faults import Faults
 from mozpool.simulate.scheduler import Event, Lock, Scheduler, SimulatedClock
@@ -37,7 +40,9 @@ class SimulatedMetronome(Metronome):
         self._over = clock.event()
 
     def every(self, seconds: float, call: Callable[[], object], name: str, *, now: bool = False) -> None:
-        """Make ``call`` every so many seconds."""
+        """Make ``call`` every so many seconds. Nobody looks at charts here."""
+        if name == "sample":
+            return
         self._calls.append((seconds, call, name, now))
 
     def start(self) -> None:
@@ -72,10 +77,12 @@ class Server:
         make_database: Callable[[Clock, random.Random, str], SimulatedDatabase],
         backends: Mapping[tuple[str, str], object],
         post: Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]],
+        tell: Callable[[str, bytes, Mapping[str, str]], None],
         interleave: float,
         writer: Lock,
     ) -> None:
-        """``post`` calls another server; ``interleave`` is how often a step lets other actors go first.
+        """``post`` calls another server, ``tell`` a client; ``interleave`` is how often a step lets other actors go
+        first.
 
         ``writer`` is SQLite's one writer.
         """
@@ -85,6 +92,9 @@ class Server:
         """None while it is down."""
         self.starts = 0
         self.frozen_until = 0.0
+        self.silent_since = 0.0
+        """When it was last killed or frozen."""
+        self.started_at = 0.0
         self.on_change: Callable[[str], None] = lambda what: None
         self._settings = settings
         self._scheduler = scheduler
@@ -92,6 +102,7 @@ class Server:
         self._make_database = make_database
         self._backends = backends
         self._post = post
+        self._tell = tell
         self._interleave = interleave
         self._writer = writer
         self._seed = seed
@@ -114,6 +125,7 @@ class Server:
                     metronome=SimulatedMetronome(self.clock),
                     backends=self._backends,
                     post=self._post,
+                    tell=self._tell,
                     checkpoint=self._checkpoint,
                     end_process=self._stuck,
                 )
@@ -123,6 +135,7 @@ class Server:
                 self.clock.sleep(5.0)
         daemon.start()
         self.daemon = daemon
+        self.started_at = self._scheduler.time
         self.on_change("is up")
 
     def _stuck(self) -> None:
@@ -131,6 +144,7 @@ class Server:
     def kill(self) -> None:
         """End it as a SIGKILL does. From the hub."""
         self.daemon = None
+        self.silent_since = self._scheduler.time
         self.on_change("is killed")
         self._scheduler.kill(self.name)
 
@@ -139,14 +153,16 @@ class Server:
         if self._faults.happens("crash", f"{self.name}, {point}"):
             back = self._faults.uniform(1.0, 120.0)
             self.daemon = None
+            self.silent_since = self._scheduler.time
             self.on_change(f"is killed ({point})")
             self._scheduler.call_later(back, self.start)
             self._scheduler.die()
-        elif not self._writer.held and self._faults.happens("freeze", f"{self.name}, {point}"):
-            # Not while it may hold the lock that on SQLite is everybody's.
+        elif point != "written" and not self._writer.held and self._faults.happens("freeze", f"{self.name}, {point}"):
+            # Not while it holds locks: on SQLite everybody's; MariaDB ends such a transaction in real seconds alone.
             seconds = self._faults.uniform(1.0, 180.0)
             self._scheduler.freeze(self.name, seconds)
             self.frozen_until = self._scheduler.time + seconds
+            self.silent_since = self._scheduler.time
             self.on_change(f"is frozen for {seconds:.0f} s ({point})")
             self._scheduler.pause()
         elif self._faults.happens("slow_step", f"{self.name}, {point}"):
@@ -183,12 +199,23 @@ class Network:
 
     def __init__(self, scheduler: Scheduler, faults: Faults, rng: random.Random) -> None:
         self.servers: dict[str, Server] = {}
+        self.on_told: Callable[[int, str, str], None] = lambda request_id, state, device: None
+        """What a client that wants to be called back was told."""
         self._scheduler = scheduler
         self._faults = faults
         self._rng = rng
 
     def call(self, name: str, what: str, work: Callable[[Daemon], T]) -> T:
-        """Have ``work`` done on a server and answer its result. From an actor. Raises Unreachable, MozpoolError."""
+        """Have ``work`` done on a server, or where it sends us, and answer its result. From an actor.
+
+        Raises Unreachable, MozpoolError.
+        """
+        try:
+            return self._call(name, what, work)
+        except NotOurs as error:
+            return self._call(error.owner, what, work)
+
+    def _call(self, name: str, what: str, work: Callable[[Daemon], T]) -> T:
         scheduler, faults = self._scheduler, self._faults
         began = scheduler.time
         scheduler.sleep(faults.uniform(0.0, 7.0) if faults.happens("call_late", what) else self._rng.uniform(0, 0.01))
@@ -224,9 +251,21 @@ class Network:
     def post(self, name: str, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """What :data:`mozpool.links.Post` is in the simulation."""
         try:
-            return self.call(name, f"POST {path}", lambda daemon: answer(daemon, path, body))
+            return self._call(name, f"POST {path}", lambda daemon: answer(daemon, path, body))
         except (Unreachable, MozpoolError) as error:
             raise LinkError(f"imaging server {name} does not answer ({type(error).__name__})") from error
+
+    def tell(self, url: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """What :data:`mozpool.notify.webhook.Post` is in the simulation."""
+        scheduler, faults = self._scheduler, self._faults
+        scheduler.sleep(faults.uniform(0.0, CALL_LIMIT) if faults.happens("call_late", url) else 0.01)
+        if not faults.happens("call_lost", url):
+            said = json.loads(body)["request"]
+            self.on_told(said["id"], said["state"], said["assigned_device"])
+            if not faults.happens("answer_lost", url):
+                return
+        scheduler.sleep(CALL_LIMIT)
+        raise NotTaken("no answer")
 
     def get(self, url: str, call_back: Callable[[int, bytes], None]) -> None:
         """A board's GET, from anywhere."""
@@ -247,6 +286,11 @@ class Network:
 
 def answer(daemon: Daemon, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the API answers to the few calls that boards and other servers make. Raises MozpoolError."""
+    args = dict(body)
+    return daemon.seen.once(path, take_id(args), lambda: _answer(daemon, path, args))
+
+
+def _answer(daemon: Daemon, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
     parts = [unquote(part) for part in path.strip("/").split("/")]
     match parts:
         case ["api", "device", name, "bootconfig"]:

@@ -56,6 +56,9 @@ QUIET = 3 * 3600.0
 HEARTBEAT = 20.0
 """Seconds between two signs of life of a server: seldom ones cost less time, and nothing else depends on them."""
 
+TAKING_OVER = 60.0
+"""Seconds that it may take until what a lost server owned has another owner, once it was silent for long enough."""
+
 HEALING = 300.0
 """Seconds after a server's start or a clock's jump within which nobody is expected to be quick."""
 
@@ -224,6 +227,7 @@ class World:
                     say=self.say,
                 )
                 self.watcher.on_request = self._request_changed
+                self.network.on_told = self._told
                 self.lab.on_power = self._board_restarts
                 self.watcher.lenient_until = HEALING
                 self.servers = {name: self._server(name, url) for name in self.server_names}
@@ -238,7 +242,7 @@ class World:
     def _server(self, name: str, url: str) -> Server:
         settings = Settings(
             database=DatabaseSettings(engine=url),
-            server=ServerSettings(fqdn=name, ipaddress=name, heartbeat_interval=HEARTBEAT, away_after=3 * HEARTBEAT),
+            server=self._signs_of_life(name),
             bmm=BMM(power="simulated", boot="simulated", probe="simulated", agent="simulated"),
             pool=Pool(scan_interval=self.scenario.scan_interval),
             timeouts=dict(self.scenario.timeouts),
@@ -259,6 +263,7 @@ class World:
             make_database=make_database,
             backends=self.lab.backends(),
             post=self.network.post,
+            tell=self.network.tell,
             interleave=self.scenario.interleave,
             writer=self._writer,
         )
@@ -269,6 +274,19 @@ class World:
 
         server.on_change = changed
         return server
+
+    def _signs_of_life(self, name: str) -> ServerSettings:
+        takeover_after = self.scenario.takeover_after
+        if takeover_after is None:
+            return ServerSettings(fqdn=name, ipaddress=name, heartbeat_interval=HEARTBEAT, away_after=3 * HEARTBEAT)
+        return ServerSettings(
+            fqdn=name,
+            ipaddress=name,
+            heartbeat_interval=takeover_after / 6,
+            away_after=takeover_after / 2,
+            group="all",
+            takeover_after=takeover_after,
+        )
 
     def _make_database(self, clock: Clock, rng: random.Random, name: str, url: str) -> SimulatedDatabase:
         return SimulatedDatabase(
@@ -288,8 +306,15 @@ class World:
             self.scheduler.halt(violation)
 
     def _board_restarts(self, device: str, what: str) -> None:
+        server = self.scheduler.me().group
         try:
-            self.watcher.restarts(device, what)
+            self.watcher.restarts(device, what, self.server_ids[server], server)
+        except Violation as violation:
+            self.scheduler.halt(violation)
+
+    def _told(self, request_id: int, state: str, device: str) -> None:
+        try:
+            self.watcher.told(request_id, state, device)
         except Violation as violation:
             self.scheduler.halt(violation)
 
@@ -321,11 +346,31 @@ class World:
         try:
             self.watcher.look()
             self.watcher.look_at_deadlines(self._walls())
+            self.watcher.look_at_owners(self._lost(), TAKING_OVER)
         except Violation as violation:
             self.scheduler.halt(violation)
         for tell in self.on_look:
             tell()
         self.scheduler.call_later(LOOK_EVERY, self._look)
+
+    def _lost(self) -> dict[int, str]:
+        """Servers that can't own anything any more: they are silent for long, and others are well for as long."""
+        takeover_after, now = self.scenario.takeover_after, self.scheduler.time
+        if takeover_after is None:
+            return {}
+        well = {
+            name: max(server.started_at, server.frozen_until, self._databases[name].away_until)
+            for name, server in self.servers.items()
+            if server.daemon is not None
+        }
+        well = {name: since for name, since in well.items() if since <= now}
+        limit = takeover_after + TAKING_OVER
+        return {
+            self.server_ids[name]: name
+            for name, server in self.servers.items()
+            if (server.daemon is None or server.frozen_until > now)
+            and any(max(since, server.silent_since) + limit < now for other, since in well.items() if other != name)
+        }
 
     def _walls(self) -> dict[int, datetime]:
         """The clocks of the servers that are up and have their database, by id."""
@@ -368,6 +413,7 @@ class World:
                 if device.state != "ready"
             ),
             *(f"request {request.id} is {request.state}" for request in self.watcher.requests.values()),
+            *self.watcher.untold(),
             *(f"{name} is down" for name, server in self.servers.items() if server.daemon is None),
         ]
 

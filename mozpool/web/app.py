@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from apiflask import APIFlask
-from flask import Response, g, request
+from flask import Response, g, has_request_context, request
 
 from mozpool import __version__, resources
 from mozpool.apikit import MAX_BODY, SITE, LongPolls, Site
 from mozpool.bmm import api as bmm_api
+from mozpool.bmm import catalogueapi
 from mozpool.lifeguard import api as lifeguard_api
+from mozpool.lifeguard.devicemachine import RULES
+from mozpool.notify import api as notify_api
 from mozpool.pool import api as pool_api
 from mozpool.pool.repeats import Repeats
 from mozpool.precedence import Precedence
-from mozpool.web import errors, files, openapi, origins, views
+from mozpool.web import errors, files, monitoring, openapi, origins, pages, reportapi
+from mozpool.web.monitoring import MONITORING, QUIET, Monitoring
+from mozpool.web.pages.base import STAMP, Fresh, Stamp
+from mozpool.web.pages.catalogue import CATALOGUE, catalogue_rows
+from mozpool.web.pages.overview import OVERVIEW, Overviews
 from mozpool.web.services import Services
 
 if TYPE_CHECKING:
@@ -39,21 +46,26 @@ def create_app(services: Services) -> APIFlask:
         clock=services.clock,
         server_id=services.server_id,
         presence=services.presence,
-        long_polls=LongPolls(max(1, settings.server.threads // 2), services.precedence.step_aside),
+        lease=services.lease,
+        long_polls=LongPolls(max(1, settings.server.threads // 2), lambda: _waits(services.precedence)),
+        seen=services.seen,
         device_changed=services.mozpool.matcher.wake,
     )
     app.extensions[SITE] = site
     app.extensions[pool_api.SERVICE] = services.mozpool
     app.extensions[pool_api.REPEATS] = Repeats(services.clock)
+    app.extensions[pool_api.CATEGORIES] = RULES
     app.extensions[lifeguard_api.SERVICE] = services.lifeguard
     app.extensions[lifeguard_api.HARDWARE] = services.bmm
     app.extensions[lifeguard_api.STATES] = lifeguard_api.StateCache(site)
     app.extensions[bmm_api.HARDWARE] = bmm_api.Hardware(
         services.bmm, services.hardware, services.logbook, services.device_effects
     )
-    app.extensions[views.OVERVIEWS] = views.Overviews(site)
-    if settings.server.log_requests:
-        _log_calls(app, services)
+    app.extensions[STAMP] = Stamp(site)
+    app.extensions[CATALOGUE] = Fresh(site, lambda: catalogue_rows(site))
+    app.extensions[OVERVIEW] = Overviews(site)
+    app.extensions[MONITORING] = Monitoring(services, site)
+    _watch_calls(app, services)
     origins.register(app, site)
     app.wsgi_app = _preceding(app.wsgi_app, services.precedence)  # type: ignore[method-assign, assignment]
     return app
@@ -87,14 +99,23 @@ def bare_app() -> APIFlask:
     app.config["MAX_FORM_MEMORY_SIZE"] = MAX_BODY
     errors.register(app)
     openapi.register(app)
-    for blueprint in (pool_api.blueprint, lifeguard_api.blueprint, bmm_api.blueprint, files.blueprint, views.blueprint):
+    apis = (pool_api, lifeguard_api, bmm_api, catalogueapi, reportapi, notify_api, monitoring)
+    for blueprint in (*(api.blueprint for api in apis), monitoring.scraped, files.blueprint, pages.blueprint):
         app.register_blueprint(blueprint)
     return app
 
 
-def _log_calls(app: APIFlask, services: Services) -> None:
-    """One line a call: who, what, what came of it, and how long it took."""
-    clock = services.clock
+def _waits(precedence: Precedence) -> None:
+    """The current call begins to wait for something."""
+    precedence.step_aside()
+    if has_request_context():
+        g.waited = True
+
+
+def _watch_calls(app: APIFlask, services: Services) -> None:
+    """Count and measure calls, and log each in a line: who, what, what came of it, and how long it took."""
+    clock, metrics = services.clock, services.metrics
+    log_requests = services.settings.server.log_requests
 
     @app.before_request
     def began() -> None:
@@ -102,11 +123,25 @@ def _log_calls(app: APIFlask, services: Services) -> None:
 
     @app.after_request
     def ended(said: Response) -> Response:
-        if request.path.startswith(("/api/", "/ui/")) or said.status_code >= 400:
-            milliseconds = (clock.monotonic() - g.get("began", clock.monotonic())) * 1000
+        seconds = clock.monotonic() - g.get("began", clock.monotonic())
+        rule = request.url_rule
+        metrics.http(
+            request.method,
+            None if rule is None else rule.rule,
+            said.status_code,
+            None if g.get("waited") else seconds,
+        )
+        is_worth_it = request.path.startswith("/api/") and request.path.rstrip("/") not in QUIET
+        if log_requests and (is_worth_it or said.status_code >= 400):
             who = quote(g.get("assignee", "-"), safe="@.+-_: ")
             path = quote(request.path, safe="/")
             access_log.info(
-                "%s %s %s %s %d %.0f ms", request.remote_addr, who, request.method, path, said.status_code, milliseconds
+                "%s %s %s %s %d %.0f ms",
+                request.remote_addr,
+                who,
+                request.method,
+                path,
+                said.status_code,
+                seconds * 1000,
             )
         return said

@@ -12,7 +12,8 @@ from flask import Response, make_response, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from mozpool.apikit import Elsewhere, answer
-from mozpool.errors import DatabaseAway, MozpoolError
+from mozpool.errors import DatabaseAway, MozpoolError, NotOurs
+from mozpool.web import forward
 
 log = logging.getLogger("mozpool.web")
 
@@ -39,8 +40,17 @@ def register(app: APIFlask) -> None:
             log.warning("%s %s: %s", request.method, request.path, error.message)
         return error_answer(error.status, error.code, error.message, error.field)
 
+    @app.errorhandler(NotOurs)
+    def not_ours(error: NotOurs) -> Response:
+        return elsewhere(Elsewhere(error.owner))
+
     @app.errorhandler(Elsewhere)
     def elsewhere(error: Elsewhere) -> Response:
+        if forward.is_wanted():
+            try:
+                return forward.forward(error)
+            except forward.NotReached as not_reached:
+                return domain_error(not_reached)
         said = answer({}, 302)
         said.headers["Location"] = error.location
         return said

@@ -27,6 +27,10 @@ TAGS = {
     "MozPool": "Requests: who gets which device, for how long.",
     "LifeGuard": "Devices: their states, and what their holders and operators may do to them.",
     "BMM": "The hardware itself, and what is known of it.",
+    "Monitoring": "Whether a server lives and is ready, and how the pool is doing.",
+    "Catalogue": "Images, hardware types, PXE configs and environments: what there is to choose from.",
+    "Reports": "How the pool was used, and what fails: `docs/reports.md` says what the numbers mean.",
+    "Notifications": "Who is told what has happened.",
 }
 
 REFS = "#/components/schemas/{model}"
@@ -66,6 +70,8 @@ def _complete(described: dict[str, Any], method: str, operation: Operation, sche
         parameters += _parameters(operation.query, schemas)
     for name, text in operation.headers.items():
         parameters.append({"name": name, "in": "header", "description": text, "schema": {"type": "string"}})
+    if operation.media is not None:
+        described["responses"]["200"]["content"][operation.media] = {"schema": {"type": "string"}}
     if operation.body is not None and method != "get":
         _add_schema(schemas, operation.body)
         content: dict[str, Any] = {"schema": {"$ref": REFS.format(model=operation.body.__name__)}}

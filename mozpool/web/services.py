@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mozpool.bmm.service import BMM
@@ -14,11 +15,15 @@ from mozpool.db.devices import Device
 from mozpool.db.engine import Database
 from mozpool.effects import Effects
 from mozpool.lanes import Lanes
+from mozpool.lease import Lease
 from mozpool.lifeguard.service import LifeGuard
 from mozpool.logbook import Logbook
+from mozpool.metrics import Metrics
 from mozpool.pool.service import MozPool
 from mozpool.precedence import Precedence
 from mozpool.presence import Presence
+from mozpool.seen import Seen
+from mozpool.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,13 @@ class Services:
     lifeguard: LifeGuard
     mozpool: MozPool
     presence: Presence
+    lease: Lease
     device_effects: Effects[Device]
     hardware: Lanes
     """Workers for operations on hardware that a call does not wait for."""
     precedence: Precedence
+    seen: Seen
+    metrics: Metrics
+    watchdog: Watchdog
+    stopping: Callable[[], bool]
+    """Whether this server has been told to stop."""

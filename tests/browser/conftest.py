@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 from tests.contract.peers import RelayBoard, RelayFault
 from tests.integration.mozpool_site import free_ports
@@ -66,42 +66,58 @@ def page(chromium: Browser, pool: Pool, request: pytest.FixtureRequest) -> Itera
 
     ``MOZPOOL_SCREENSHOTS`` names a directory for a picture of each page as its test left it.
     """
-    complaints: list[str] = []
     context = chromium.new_context(base_url=pool.url, viewport={"width": 1200, "height": 800})
+    context.set_default_timeout(60_000)
     page = context.new_page()
+    with watched(page, pool):
+        yield page
+        if directory := os.environ.get("MOZPOOL_SCREENSHOTS"):
+            page.screenshot(path=Path(directory) / f"{request.node.name}.png", full_page=True)
+        context.close()
+
+
+@contextmanager
+def watched(page: Page, pool: Pool) -> Iterator[None]:
+    """Whatever the page's console complains of, and every call to elsewhere, is an AssertionError at the end."""
+    complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+
+    def said(message: ConsoleMessage) -> None:
+        # That a call is refused (409) the page itself has to tell.
+        if message.type in ("error", "warning") and "status of 409" not in message.text:
+            complaints.append(message.text)
+
+    page.on("console", said)
 
     def asked(call: Request) -> None:
-        if not call.url.startswith(pool.url):
+        if not call.url.startswith((pool.url, "blob:", "data:")):
             complaints.append(f"it asked for {call.url}")
 
     page.on("request", asked)
-    yield page
-    if directory := os.environ.get("MOZPOOL_SCREENSHOTS"):
-        page.screenshot(path=Path(directory) / f"{request.node.name}.png", full_page=True)
-    context.close()
+    yield
     assert complaints == []
 
 
 class Pool:
-    """An imaging server with twelve simulated boards; and a real board's relay, which does not work at first."""
+    """An imaging server with simulated boards; and a real board's relay, which does not work at first."""
 
-    def __init__(self, directory: Path, relay_board: RelayBoard) -> None:
+    def __init__(self, directory: Path, relay_board: RelayBoard, boards: int = 12) -> None:
         port = free_ports(2)
         self.url = f"http://127.0.0.1:{port}"
         self.relay_board = relay_board
+        self.database_url = f"sqlite:///{directory}/pool.sqlite"
         (directory / "tftp").mkdir()
         config = directory / "config.ini"
         config.write_text(
-            f"[database]\nengine = sqlite:///{directory}/pool.sqlite\n"
+            f"[database]\nengine = {self.database_url}\n"
             f"[server]\nfqdn = 127.0.0.1:{port}\nport = {port}\n[paths]\ntftp_root = {directory}/tftp\n"
             "[testing]\nrun_fakes = true\nspeed = 40\nseed = 5\n[lifeguard]\nbreaker_probe = 7200\n"
+            "[notify operators]\nevents = server_away, server_back\nwebhook = http://127.0.0.1:9/hook\nsecret = hush\n"
         )
         self._environment = {**os.environ, "MOZPOOL_CONFIG": str(config)}
         self._directory = directory
         self._run("create-schema")
-        self._run("testdata", "-d", "12", "-p", str(port + 1), "--state", "ready")
+        self._run("testdata", "-d", str(boards), "-p", str(port + 1), "--state", "ready")
 
     def _run(self, *command: str) -> None:
         done = subprocess.run(
@@ -149,10 +165,10 @@ class Pool:
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Iterator[Pool]:
-    """A pool that is up."""
+def pool(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """A pool that is up, of twelve boards or as many as it is parametrised with."""
     with RelayBoard(RelayFault.CLOSES_AT_ONCE) as relay_board:
-        pool = Pool(tmp_path, relay_board)
+        pool = Pool(tmp_path, relay_board, getattr(request, "param", 12))
         process = pool.start()
         try:
             yield pool

@@ -157,6 +157,10 @@ class LabAgent:
     def reboots(self) -> int:
         """How often it was told to reboot. It obeys after it has closed the connection, so there may be a moment."""
         give_up = time.monotonic() + PATIENCE
-        while not self._reboots.exists() and time.monotonic() < give_up:
+        # The file is there before the line in it.
+        while not (told := self._told()) and time.monotonic() < give_up:
             time.sleep(0.02)
+        return told
+
+    def _told(self) -> int:
         return len(self._reboots.read_text().splitlines()) if self._reboots.exists() else 0

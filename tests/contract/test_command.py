@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mozpool.bmm.backends.command import OUTPUT_LIMIT, CommandPower, fill_in
+from mozpool.bmm.backends.command import CommandPower, fill_in
 from mozpool.bmm.interfaces import Target
+from mozpool.bmm.program import OUTPUT_LIMIT
 from mozpool.errors import BadInput, HardwareError, LaneError
 
 ENOUGH = 60.0

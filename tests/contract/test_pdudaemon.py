@@ -84,7 +84,7 @@ def test_a_slow_pdu_holds_up_no_other(pdudaemon, at, seconds):
         (b"HTTP/1.1 99999999999 OK\r\n\r\n", "is not HTTP"),
         (b"x" * 100_000, "is not HTTP"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n", "is not HTTP"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n" * 3, "is not HTTP"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 3, "closed the connection without an answer"),
     ],
 )
 def test_what_is_no_pdudaemon_is_an_error_with_a_reason(start, at, seconds, answer, reason):

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -16,39 +17,50 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import requests
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 
 from mozpool.clock import Clock
 from mozpool.config import load
 from mozpool.db import schema, tables
 from mozpool.db.engine import Database
+from mozpool.fakes.echo import ECHO_PORT
+from tests.processes import end
 
 READY_WITHIN = 30.0
 
 
 def free_ports(count: int) -> int:
-    """The first of ``count`` free ports in a row on 127.0.0.1, from a range that the system hands out to nobody."""
-    for first in range(3000 + (os.getpid() * 37) % 20000, 32000 - count, count + 1):
-        sockets = []
-        try:
-            for port in range(first, first + count):
-                probe = socket.socket()
-                sockets.append(probe)
-                probe.bind(("127.0.0.1", port))
-            return first
-        except OSError:
-            continue
-        finally:
-            for probe in sockets:
-                probe.close()
+    """The first of ``count`` free ports in a row on 127.0.0.1, from a range that the system hands out to nobody.
+
+    The addresses of a pool's boards repeat every 250 ports (scripts/testdata.py): of these, tests that run beside one
+    another have a part each.
+    """
+    worker = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0)
+    for block in range(112):
+        begin = 3000 + (os.getpid() + block) % 112 * 250 + worker % 3 * 80
+        for first in range(begin, begin + 80 - count, count + 1):
+            if all(map(_is_free, range(first, first + count))):
+                return first
     raise RuntimeError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    """Whether nobody has this port, nor the address of the first board that is made for it."""
+    with socket.socket() as probe, socket.socket(type=socket.SOCK_DGRAM) as board:
+        try:
+            probe.bind(("127.0.0.1", port))
+            board.bind((f"127.{2 + port % 250}.0.1", ECHO_PORT))
+        except OSError:
+            return False
+    return True
 
 
 RELIABLE = "".join(
@@ -67,15 +79,67 @@ def eventually(what: Callable[[], bool], seconds: float = 20.0) -> bool:
     return what()
 
 
+def start_server(config: Path, log: Path, url: str) -> subprocess.Popen[bytes]:
+    """A daemon that answers at its URL. What it says goes to the end of ``log``."""
+    with log.open("ab") as said:
+        command = [sys.executable, "-m", "mozpool.cli.server", "--config", str(config)]
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+    give_up = time.monotonic() + READY_WITHIN
+    while True:
+        try:
+            requests.get(f"{url}/api/version/", timeout=5)
+            return process
+        except requests.RequestException:
+            if process.poll() is not None or time.monotonic() > give_up:
+                process.kill()
+                process.wait()
+                lines = log.read_text(errors="replace").splitlines()[-40:]
+                raise RuntimeError("\n".join(["the server did not start:", *lines])) from None
+            time.sleep(0.05)
+
+
+@contextmanager
+def another_server(owner: Site, directory: Path, more: str = "") -> Iterator[tuple[str, Path]]:
+    """The URL and the log of a server that has no device, on the same database as ``owner``, which runs already.
+
+    ``more`` stands at the end of its section ``[server]``, and may begin others.
+    """
+    port = free_ports(1)
+    directory.mkdir()
+    config, log = directory / "config.ini", directory / "server.log"
+    lines = [f"[database]\nengine = {owner.settings.database.engine}", f"[server]\nfqdn = 127.0.0.1:{port}"]
+    lines += [f"port = {port}", more, f"[testing]\nspeed = {owner.settings.testing.speed:g}\n"]
+    config.write_text("\n".join(lines))
+    url = f"http://127.0.0.1:{port}"
+    process = start_server(config, log, url)
+    try:
+        yield url, log
+    finally:
+        end(process)
+
+
 class Site:
     """Simulated boards in one process, the daemon in another; the daemon may be killed and started again."""
 
     def __init__(
-        self, directory: Path, database_url: str, *, boards: int, speed: float, seed: int, reliable: bool = False
+        self,
+        directory: Path,
+        database_url: str,
+        *,
+        boards: int,
+        speed: float,
+        seed: int,
+        reliable: bool = False,
+        fqdn: str | None = None,
+        others: int = 0,
     ) -> None:
-        """``reliable`` boards never fail."""
+        """``reliable`` boards never fail. ``fqdn``: where others reach the daemon, when that is not where it listens.
+
+        ``others`` is how many boards other servers of the pool have already. A server may have none of its own.
+        """
         self.directory = directory
-        self.port = free_ports(boards // 14 + 2)
+        self.boards = boards
+        self.port = free_ports((others + boards) // 14 + 2)
         self.relay_port = self.port + 1
         self.tftp = directory / "tftp"
         self.tftp.mkdir()
@@ -84,7 +148,7 @@ class Site:
             f"""[database]
 engine = {database_url}
 [server]
-fqdn = 127.0.0.1:{self.port}
+fqdn = {fqdn or f"127.0.0.1:{self.port}"}
 port = {self.port}
 heartbeat_file = {directory / "heartbeat"}
 [paths]
@@ -100,7 +164,8 @@ seed = {seed}
         self.database = Database.of(self.settings.database, clock=Clock())
         if schema.current(self.database) is None:
             schema.create(self.database)
-        self._run("mozpool.cli.db", "testdata", "-d", str(boards), "-p", str(self.relay_port))
+        if boards:
+            self._run("mozpool.cli.db", "testdata", "-d", str(boards), "-p", str(self.relay_port))
         self.log = directory / "server.log"
         self.report_file = directory / "report.json"
         self._fakes: subprocess.Popen[str] | None = None
@@ -129,19 +194,7 @@ seed = {seed}
 
     def start_daemon(self) -> None:
         """Start the daemon and wait until it answers."""
-        with self.log.open("ab") as log:
-            self.daemon = subprocess.Popen(
-                [sys.executable, "-m", "mozpool.cli.server"], env=self.environment, stdout=log, stderr=log
-            )
-        give_up = time.monotonic() + READY_WITHIN
-        while True:
-            try:
-                requests.get(f"{self.url}/api/version/", timeout=5)
-                return
-            except requests.RequestException:
-                if self.daemon.poll() is not None or time.monotonic() > give_up:
-                    raise RuntimeError(f"the daemon did not start:\n{self.tail()}") from None
-                time.sleep(0.05)
+        self.daemon = start_server(self.config, self.log, self.url)
 
     def kill_daemon(self) -> None:
         """End the daemon as a crash would."""
@@ -180,7 +233,8 @@ seed = {seed}
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
     def __enter__(self) -> Self:
-        self.start_boards()
+        if self.boards:
+            self.start_boards()
         try:
             self.start_daemon()
         except BaseException:
@@ -244,6 +298,25 @@ seed = {seed}
                     (table.name, *row) for row in rows if row[2] is not None and (now - row[2]).total_seconds() > slack
                 ]
         return found
+
+    def check_all_is_over(self) -> None:
+        """Nothing is claimed, open, overdue, or was ever claimed twice."""
+        assert not self.overlapping_claims()
+        assert eventually(lambda: not self.stuck(slack=3.0)), "past their deadlines without anything happening"
+        with self.database.read() as conn:
+            assert conn.scalar(select(func.count()).select_from(tables.device_requests)) == 0
+            assert conn.scalar(select(func.count()).where(tables.devices.c.claim_id.is_not(None))) == 0
+            open_claims = select(func.count()).where(tables.claim_history.c.released_at.is_(None))
+            assert conn.scalar(open_claims) == 0
+            states = conn.scalars(select(tables.requests.c.state).distinct()).all()
+        assert all(state == "closed" or state.startswith("failed_") for state in states), states
+
+
+def check_log(log: Path) -> None:
+    """Nothing unexpected is in a server's log."""
+    said = log.read_text(errors="replace")
+    assert "Traceback" not in said, said[said.index("Traceback") - 500 :][:3000]
+    assert "stuck beyond" not in said
 
 
 LAST_REQUESTS = 180.0

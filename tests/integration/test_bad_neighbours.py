@@ -98,7 +98,7 @@ def test_a_bad_relay_board_delays_only_its_own_devices(
     lab.rack.set_relay_fault(bad, fault)
     on_bad = [lab.request(f"device{number}") for number in (1, 2, 3)]
     on_good = [lab.request(f"device{number}") for number in (15, 16, 17, 18)]
-    assert eventually(lambda: all(lab.state(request) == "ready" for request in on_good), 15)
+    assert eventually(lambda: all(lab.state(request) == "ready" for request in on_good), 25)
     assert not any(lab.state(request) == "ready" for request in on_bad)
     lab.rack.set_relay_fault(bad, None)
     assert eventually(lambda: all(lab.state(request) == "ready" for request in on_bad), 100), [
@@ -131,7 +131,7 @@ def test_an_agent_that_sends_half_a_prompt_delays_only_its_own_device(
 ) -> None:
     lab.rack.boards["device1"].agent.fault = AgentFault.HALF_PROMPT
     bad, good = lab.request("device1"), lab.request("device2")
-    assert eventually(lambda: lab.state(good) == "ready", 15)
+    assert eventually(lambda: lab.state(good) == "ready", 60)
     assert lab.state(bad) != "ready"
     assert eventually(lambda: "agent verification of device1 failed" in caplog.text, 60)
     lab.rack.boards["device1"].agent.fault = None

@@ -113,7 +113,7 @@ class Lab:
         return found
 
     def page(self) -> str:
-        return self.client.get("/ui/relays/").get_data(as_text=True)
+        return self.client.get("/relays").get_data(as_text=True)
 
     def seen(self, fqdn: str) -> list[str]:
         """The states that a switch was in, one after the other."""

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from alembic import command
 
 from mozpool import resources
-from mozpool.db import schema
+from mozpool.db import devices, ownership, requests, schema, servers
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.engine import Database
 from mozpool.db.tables import metadata
@@ -413,6 +413,177 @@ def test_it_goes_on_after_an_upgrade_that_was_interrupted(mariadb: MariaDB):
     assert len(rows(database, "claim_history", "id")) == 5
     database.dispose()
     mariadb.execute("DROP DATABASE mozpool_interrupted")
+
+
+# -- 0003 to 0004
+
+
+@pytest.fixture
+def at_0003(old_database: Database) -> Database:
+    """A database before servers took over from one another, with data and a server's sign of life."""
+    with old_database.maintenance() as connection:
+        command.stamp(schema._alembic(connection), schema.FIRST)
+    with old_database.maintenance() as connection:
+        command.upgrade(schema._alembic(connection), "0003")
+    presence = old_tables(old_database)["server_presence"]
+    with old_database.begin() as connection:
+        connection.execute(presence.insert(), [sign(1)])
+    return old_database
+
+
+def sign(server_id: int, **columns: object) -> dict[str, object]:
+    now = datetime(2030, 1, 1, 12, 0)  # noqa: DTZ001 (as it is stored)
+    last = {"beat": 7, "stopped": 0, "version": "5.1", "started": now, "seen": now, "workers": 32, "busy": 3}
+    return {"imaging_server_id": server_id, **last, **columns}
+
+
+def old_tables(database: Database) -> dict[str, sa.Table]:
+    """The tables as they are now: what a process knows that has them from today's version."""
+    found = sa.MetaData()
+    with database.read() as connection:
+        found.reflect(connection)
+    return dict(found.tables)
+
+
+def test_it_upgrades_a_database_of_servers_that_do_not_take_over(at_0003: Database):
+    assert schema.current(at_0003) == "0003"
+    known = old_tables(at_0003)
+    compared = ("devices", "requests", "server_presence", "device_requests", "claim_history")
+
+    def contents() -> dict[str, list[Any]]:
+        with at_0003.read() as connection:
+            return {name: sorted(map(tuple, connection.execute(sa.select(known[name]))), key=str) for name in compared}
+
+    before = contents()
+    assert len(before["devices"]) == 6
+    assert schema.upgrade(at_0003) == schema.Upgrade("0003", (), ())
+    assert schema.current(at_0003) == schema.head()
+    assert schema.check(at_0003) == []
+    assert contents() == before
+    for table in ("devices", "requests"):
+        assert {row[1:] for row in rows(at_0003, table, "id", "owner_id", "came_from_id", "epoch")} == {(None, None, 0)}
+    groups = rows(at_0003, "server_presence", "imaging_server_id", "group_name", "takeover_after", "losses")
+    assert groups == [(1, None, None, 0)]
+
+
+def test_after_the_upgrade_each_server_acts_on_what_belongs_to_it(at_0003: Database):
+    schema.upgrade(at_0003)
+    with at_0003.read() as connection:
+        for number in range(1, 9):
+            device = devices.get(connection, number)
+            assert device is None or (device.owner_id, device.epoch) == (device.imaging_server_id, 0)
+        request = requests.get(connection, 5_000_000_000)
+    assert request is not None
+    assert (request.owner_id, request.owner) == (2, "mobile-imaging-002.p2.releng.example.com")
+    assert (request.device_server_id, request.device_server) == (1, "mobile-imaging-001.p1.releng.example.com")
+
+
+def test_that_upgrade_goes_on_where_it_was_interrupted(at_0003: Database):
+    """After any of its statements; MySQL keeps what was done, SQLite nothing of it."""
+
+    class PowerCutError(Exception):
+        pass
+
+    left = interruptions = 0
+
+    def stop_after_some(conn, cursor, statement, parameters, context, executemany):
+        nonlocal left
+        if re.match(r"\s*(ALTER|CREATE|DROP|RENAME|INSERT|UPDATE|DELETE)", statement):
+            left -= 1
+            if left < 0:
+                raise PowerCutError
+
+    sa.event.listen(sa.Engine, "after_cursor_execute", stop_after_some)
+    try:
+        while True:
+            left = interruptions if at_0003.dialect == "sqlite" else interruptions // 27
+            assert interruptions < 100
+            try:
+                schema.upgrade(at_0003)
+                break
+            except PowerCutError:
+                interruptions += 1
+                assert schema.current(at_0003) != schema.head()
+    finally:
+        sa.event.remove(sa.Engine, "after_cursor_execute", stop_after_some)
+    assert interruptions >= 28, "sixteen columns, seven indexes and five tables"
+    assert schema.current(at_0003) == schema.head()
+    assert schema.check(at_0003) == []
+    assert len(rows(at_0003, "devices", "id")) == 6
+
+
+def test_a_process_that_knows_nothing_of_it_goes_on_writing(at_0003: Database):
+    """Servers are upgraded one after the other."""
+    known = old_tables(at_0003)
+    assert "owner_id" not in known["devices"].columns
+    schema.upgrade(at_0003)
+    with at_0003.begin() as connection:
+        machine = {"state": "new", "state_counters": "{}", "version": 0, "attempt": 0, "imaging_server_id": 2}
+        connection.execute(
+            known["devices"].insert(),
+            [{"id": 50, "name": "d50", "fqdn": "d50", "inventory_id": 50, "mac_address": "020000000050", **machine}],
+        )
+        expires = datetime(2030, 1, 1)  # noqa: DTZ001
+        connection.execute(
+            known["requests"].insert(),
+            [{"id": 60, "requested_device": "any", "assignee": "me", "expires": expires, **machine}],
+        )
+        presence = known["server_presence"]
+        connection.execute(presence.update().where(presence.c.imaging_server_id == 1), {"beat": 8})
+        connection.execute(presence.insert(), [sign(2)])
+        for table in ("devices", "requests"):
+            written = known[table].update().values(state="ready", version=known[table].c.version + 1)
+            assert connection.execute(written.where(known[table].c.id.in_([1, 10, 50, 60]))).rowcount == 2
+    with at_0003.read() as connection:
+        device, request = devices.get(connection, 50), requests.get(connection, 60)
+        signs = servers.signs(connection)
+        owned = ownership.of_server(connection, 2)
+    assert device is not None
+    assert (device.state, device.owner_id, device.epoch, device.came_from_id) == ("ready", 2, 0, None)
+    assert device.leaving is False
+    assert request is not None
+    assert (request.state, request.owner_id, request.epoch, request.came_from_id) == ("ready", 2, 0, None)
+    assert {(row.kind, row.id) for row in owned} >= {("device", 50), ("request", 60)}
+    when = datetime(2030, 1, 1, 12, tzinfo=UTC)
+    assert signs == {1: servers.Sign(8, False, None, None, when), 2: servers.Sign(7, False, None, None, when)}
+
+
+def test_what_old_processes_end_after_the_upgrade_says_nothing_of_what_it_was_of(at_0003: Database):
+    """Reports look that up elsewhere."""
+    known = old_tables(at_0003)
+    schema.upgrade(at_0003)
+    when = datetime(2030, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+    change = {"from_state": "ready", "to_state": "locked_out", "event": "offline", "version": 7, "ts": when}
+    with at_0003.begin() as connection:
+        connection.execute(known["device_history"].insert(), {"device_id": 1, **change})
+        claim = {"request_id": 10, "device_id": 2, "claimed_at": when, "released_at": when, "reason": "returned"}
+        connection.execute(known["claim_history"].insert(), claim)
+    assert rows(at_0003, "device_history", "device_id", "device") == [(1, None)]
+    assert (10, None, None) in rows(at_0003, "claim_history", "request_id", "device", "ready_at")
+    assert rows(at_0003, "past_requests", "request_id") == []
+
+
+def test_a_sign_of_life_of_an_old_process_is_one(at_0003: Database):
+    """It names no group; one that its successor named stays, until that says another."""
+    known = old_tables(at_0003)["server_presence"]
+    schema.upgrade(at_0003)
+    when = datetime(2030, 1, 1, tzinfo=UTC)
+    new = servers.Presence(1, 9, False, "5.2", when, when, 32, 0, "lab", 60.0)
+    at_0003.run(lambda connection: servers.say_here(connection, new))
+    with at_0003.begin() as connection:
+        connection.execute(known.update().where(known.c.imaging_server_id == 1), {"beat": 10})
+    with at_0003.read() as connection:
+        assert servers.signs(connection)[1] == servers.Sign(10, False, "lab", 60.0, when)
+
+
+def test_its_name_says_beside_which_servers_it_may_be():
+    assert schema.head() == "0009_0003"
+    assert schema.serves("0009_0003")
+    assert not schema.serves("0005_0003")
+    assert schema.serves("0099_0003")
+    assert schema.serves("0099_0004_0003")
+    assert not schema.serves("0099_0098")
+    assert not schema.serves("0099")
 
 
 # -- check

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,9 +19,10 @@ import requests
 from sqlalchemy import text
 
 from mozpool import __version__
-from mozpool.db import schema
+from mozpool.db import devices, logs, schema
+from mozpool.db.tables import device_logs
 from tests.conftest import open_database
-from tests.integration.mozpool_site import free_ports
+from tests.integration.mozpool_site import eventually, free_ports
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -64,18 +66,18 @@ def test_it_runs_beside_a_newer_version_whose_tables_allow_it(sqlite_url: str, t
     port = free_ports(1)
     config = tmp_path / "config.ini"
     config.write_text(f"[database]\nengine = {sqlite_url}\n[server]\nfqdn = 127.0.0.1:{port}\nport = {port}\n")
-    stamp(sqlite_url, f"9999-{schema.head()}")
+    stamp(sqlite_url, f"9999_{schema.head()}")
     process = start(config)
     try:
         wait_until_it_answers(f"http://127.0.0.1:{port}")
         process.send_signal(signal.SIGTERM)
         code, said = ends_with(process)
         assert code == 0, said
-        assert f"is of a newer Mozpool (revision 9999-{schema.head()}), beside which this one may run" in said
+        assert f"is of a newer Mozpool (revision 9999_{schema.head()}), beside which this one may run" in said
     finally:
         process.kill()
         process.wait()
-    for revision in ("9999", "9999-9998", "9999-"):
+    for revision in ("9999", "9999_9998", "9999_"):
         stamp(sqlite_url, revision)
         code, said = ends_with(start(config))
         assert code == 1
@@ -114,6 +116,46 @@ def test_it_makes_its_sqlite_pool_serves_logs_to_syslog_and_stops_in_good_order(
             if process.poll() is None:
                 process.kill()
                 process.communicate()
+
+
+def test_it_takes_what_boards_log_and_keeps_what_came_last(tmp_path: Path, sqlite_url: str) -> None:
+    port = free_ports(2)
+    config = tmp_path / "config.ini"
+    config.write_text(
+        f"[database]\nengine = {sqlite_url}\n[server]\nfqdn = 127.0.0.1:{port}\n"
+        f"[syslog]\nlisten = 127.0.0.1:{port + 1}\n"
+    )
+    process = start(config, str(port))
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_it_answers(url)
+        database = open_database(sqlite_url)
+        row = {"name": "panda-1", "fqdn": "panda-1", "inventory_id": 0, "mac_address": "020000000001"}
+        database.run(
+            lambda conn: devices.insert_device(conn, random.Random(1), imaging_server_id=1, state="locked_out", **row)
+        )
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as board:
+            board.connect(("127.0.0.1", port + 1))
+            board.send(b"<134>panda-1 selftest.py[INFO]: all is well\0")
+
+            def said_so() -> bool:
+                log = requests.get(f"{url}/api/device/panda-1/log/", timeout=5).json()["log"]
+                return any((line["source"], line["message"]) == ("selftest.py[INFO]", "all is well") for line in log)
+
+            assert eventually(said_so)
+            for number in range(50):
+                board.send(b"<134>panda-1 x: last words %d" % number)
+        process.send_signal(signal.SIGTERM)
+        code, said = ends_with(process)
+        assert code == 0, said
+        with database.read() as conn:
+            messages = [line.message for line in logs.latest(conn, device_logs, 1, limit=None)]
+        assert {f"last words {number}" for number in range(50)} <= set(messages)
+        database.dispose()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def test_a_port_that_is_taken_is_one_clear_sentence(tmp_path: Path) -> None:

@@ -5,48 +5,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import requests
+from sqlalchemy import text
 
 from mozpool.client import Client
-from tests.integration.mozpool_site import READY_WITHIN, Site, eventually, free_ports
-from tests.processes import end
+from mozpool.db import schema
+from tests.integration.mozpool_site import Site, another_server, eventually
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@contextmanager
-def another_server(owner: Site, directory: Path) -> Iterator[tuple[str, Path]]:
-    """The URL and the log of a server that has no device, on the same database as ``owner``."""
-    port = free_ports(1)
-    directory.mkdir()
-    config, log = directory / "config.ini", directory / "server.log"
-    lines = [f"[database]\nengine = {owner.settings.database.engine}", f"[server]\nfqdn = 127.0.0.1:{port}"]
-    lines += [f"port = {port}", f"[testing]\nspeed = {owner.settings.testing.speed:g}"]
-    config.write_text("\n".join(lines))
-    with log.open("wb") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mozpool.cli.server", "--config", str(config)], stdout=said, stderr=said
-        )
-    try:
-        url, give_up = f"http://127.0.0.1:{port}", time.monotonic() + READY_WITHIN
-        while True:
-            try:
-                requests.get(f"{url}/api/version/", timeout=5)
-                break
-            except requests.RequestException:
-                assert process.poll() is None and time.monotonic() < give_up, log.read_text(errors="replace")
-                time.sleep(0.05)
-        yield url, log
-    finally:
-        end(process)
 
 
 @pytest.fixture
@@ -67,7 +37,7 @@ def redirected(url: str, path: str) -> str:
 def test_a_device_of_another_server_is_lent_and_given_back(owner: Site, tmp_path: Path) -> None:
     with another_server(owner, tmp_path / "other") as (url, log):
         here, there = Client([url]), Client([owner.url])
-        made = here.request("device1", image="b2g", duration=600, boot_config={"b2gbase": "http://b/7/"}, wait=120)
+        made = here.request("device1", image="b2g", duration=600, boot_config={"b2gbase": "http://b/7/"}, wait=2400)
         assert made.url == f"{url}/api/request/{made.id}/"
         ready = here.wait_ready(made.id, 120)
         assert ready.assigned_device == "device1"
@@ -101,11 +71,38 @@ def test_a_device_of_another_server_is_lent_and_given_back(owner: Site, tmp_path
 def test_a_device_that_comes_free_is_given_to_who_waits_on_another_server(owner: Site, tmp_path: Path) -> None:
     with another_server(owner, tmp_path / "other") as (url, log):
         here, there = Client([url]), Client([owner.url])
-        held = there.request("device1", image="android", duration=600, wait=120)
+        held = there.request("device1", image="android", duration=600, wait=2400)
         there.wait_ready(held.id, 120)
-        waits = here.request("device1", image="android", duration=600, wait=120)
+        waits = here.request("device1", image="android", duration=600, wait=2400)
         assert waits.state == "finding_device"
         there.return_request(held.id)
         assert here.wait_ready(waits.id, 120).assigned_device == "device1"
         # It was told, and need not have waited for its own next look.
         assert eventually(lambda: f"POST /api/request/{waits.id}/event/claimed/ 200 " in log.read_text())
+
+
+def test_servers_go_on_while_the_tables_of_the_next_version_are_there(owner: Site, tmp_path: Path) -> None:
+    """What an upgrade from server to server looks like to those that are not upgraded yet."""
+    client = Client([owner.url])
+    held = client.request("device1", image="android", duration=600, wait=2400)
+    client.wait_ready(held.id, 120)
+    with owner.database.maintenance() as conn:
+        for table in ("devices", "requests", "device_requests", "imaging_servers", "server_presence"):
+            conn.execute(text(f"ALTER TABLE {table} ADD COLUMN added_by_the_next INTEGER"))
+        conn.execute(text("UPDATE alembic_version SET version_num = :next"), {"next": f"9999_{schema.head()}"})
+    client.renew(held.id, 900)
+    client.return_request(held.id)
+    with another_server(owner, tmp_path / "other") as (url, log):
+        # Both one that was running and one that starts now serve requests, of their own and for the other's devices.
+        for each in (Client([url]), client):
+            made = each.request("device1", image="android", duration=600, wait=2400)
+            assert each.wait_ready(made.id, 120).assigned_device == "device1"
+            each.return_request(made.id)
+        assert "beside which this one may run" in log.read_text()
+        listed = requests.get(f"{url}/api/server/list/", timeout=10).json()["servers"]
+        assert [server["state"] for server in listed] == ["up", "up"]
+    assert owner.stop_daemon() < 10
+    owner.start_daemon()
+    made = client.request("device2", image="android", duration=600, wait=2400)
+    assert client.wait_ready(made.id, 120).assigned_device == "device2"
+    assert "Traceback" not in owner.log.read_text()

@@ -67,24 +67,26 @@ class Network(Protocol):
         ...
 
 
-class OwnNetwork:
-    """A network namespace with a bridge and a tap per board.
+class Namespace:
+    """A network namespace, with nothing in it but loopback.
 
-    The namespace has no name: it belongs to a process of ours, and it goes with the last process in it. So nothing is
-    left behind even if this process is killed, and any number of labs may run at a time.
+    It has no name: it belongs to a process of ours, and it goes with the last process in it. So nothing is left behind
+    even if this process is killed, and any number of labs may run at a time.
     """
 
-    server = "10.99.0.1"
-    relay_address = server
-    has_dhcp = True
-
-    def __init__(self, boards: int) -> None:
-        self._boards = boards
+    def __init__(self) -> None:
         self._holder: subprocess.Popen[bytes] | None = None
         self.prefix: tuple[str, ...] = ()
+        """Put before a command, it runs in here."""
+
+    @property
+    def pid(self) -> int:
+        """The process that holds it."""
+        assert self._holder is not None
+        return self._holder.pid
 
     def open(self) -> None:
-        """Make namespace, bridge and taps. Raises subprocess.CalledProcessError, OSError."""
+        """Make it. Raises subprocess.CalledProcessError, OSError."""
         # It says that the namespace is there, and waits for the end of its input.
         script = "echo ready; exec cat"
         self._holder = subprocess.Popen(
@@ -96,16 +98,11 @@ class OwnNetwork:
         assert self._holder.stdout is not None
         if self._holder.stdout.readline() != b"ready\n":
             raise OSError("cannot make a network namespace")
-        self.prefix = ("nsenter", f"--net=/proc/{self._holder.pid}/ns/net", "--")
-        commands = [
-            "link set lo up",
-            "link add br0 type bridge forward_delay 0 stp_state 0",
-            f"address add {self.server}/24 dev br0",
-            "address add fd99::1/64 dev br0 nodad",
-            "link set br0 up",
-        ]
-        for number in range(1, self._boards + 1):
-            commands += [f"tuntap add dev tap{number} mode tap", f"link set tap{number} master br0 up"]
+        self.prefix = ("nsenter", f"--net=/proc/{self.pid}/ns/net", "--")
+        self.ip("link set lo up")
+
+    def ip(self, *commands: str) -> None:
+        """Run ``ip`` with each of these arguments in here. Raises subprocess.CalledProcessError."""
         for command in commands:
             subprocess.run([*self.prefix, "ip", *command.split()], check=True, timeout=30)
 
@@ -121,11 +118,48 @@ class OwnNetwork:
 
     def enter(self) -> None:
         """Move the calling thread into the namespace, for good. Raises OSError."""
-        assert self._holder is not None
-        with open(f"/proc/{self._holder.pid}/ns/net") as namespace:
+        with open(f"/proc/{self.pid}/ns/net") as namespace:
             libc = ctypes.CDLL(None, use_errno=True)
             if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
                 raise OSError(ctypes.get_errno(), "cannot enter the network namespace")
+
+
+class OwnNetwork(Namespace):
+    """A namespace with a bridge and a tap per board. Other namespaces can be machines on the bridge."""
+
+    server = "10.99.0.1"
+    relay_address = server
+    has_dhcp = True
+
+    def __init__(self, boards: int) -> None:
+        super().__init__()
+        self._boards = boards
+
+    def open(self) -> None:
+        """Make namespace, bridge and taps. Raises subprocess.CalledProcessError, OSError."""
+        super().open()
+        self.ip(
+            "link add br0 type bridge forward_delay 0 stp_state 0",
+            f"address add {self.server}/24 dev br0",
+            "address add fd99::1/64 dev br0 nodad",
+            "link set br0 up",
+        )
+        for number in range(1, self._boards + 1):
+            self.ip(f"tuntap add dev tap{number} mode tap", f"link set tap{number} master br0 up")
+
+    def connect(self, machine: Namespace, number: int) -> str:
+        """Give another machine an interface ``eth0`` on the bridge, and answer its address: 10.99.0.2 for number 2."""
+        address = f"10.99.0.{number}"
+        self.ip(
+            f"link add machine{number} type veth peer name eth0 netns {machine.pid}",
+            f"link set machine{number} master br0 up",
+        )
+        machine.ip(
+            f"address add {address}/24 dev eth0",
+            f"address add fd99::{number}/64 dev eth0 nodad",
+            "link set eth0 up",
+        )
+        return address
 
     def address(self, number: int) -> str:
         """10.99.0.11 for the first board."""

@@ -25,10 +25,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mozpool.cli import catalogue, newdevice
+from mozpool.bmm import catalogue
+from mozpool.cli import newdevice
+from mozpool.cli.common import registry
 from mozpool.client import Client, ClientError
 from mozpool.clock import Clock
-from mozpool.config import load
+from mozpool.config import Settings, load
 from mozpool.db import devices, history, images, schema, tables
 from mozpool.db.engine import Database
 from mozpool.fakes.relayboard import RelayBoard
@@ -70,17 +72,19 @@ CONFIG = """\
 [database]
 engine = {engine}
 [server]
-fqdn = 127.0.0.1:{port}
+fqdn = {fqdn}:{port}
 ipaddress = {ipaddress}
 listen = {listen}
 port = {port}
+{server}
 [paths]
-tftp_root = {directory}/tftp
+tftp_root = {tftp_root}
 image_store = {images}
 [netboot]
-mode = dhcp
+mode = {mode}
 boot_loader = {boot_loader}
-interfaces = br0
+run_dnsmasq = {run_dnsmasq}
+interfaces = {interface}
 network = 10.99.0.0/24
 advertise = fd99::/64
 url = http://{ipaddress}:{port}
@@ -212,20 +216,27 @@ class Rack:
         self.thread.start()
         self._exit.callback(self.thread.stop)
         self._start_boards()
+        self._start_mozpool()
+
+    def _start_mozpool(self) -> None:
         # Bound here, and served from inside the network: clients are out here.
         listener = self._exit.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.port: int = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.boards_url = f"http://{self.network.server}:{self.port}"
         self.client = Client(self.url, assignee="lab@example.com")
-        self._configure()
-        if self.network.has_dhcp:
-            self._start_program("netboot", "mozpool.cli.netboot", "run")
+        own = self.network.has_dhcp
+        config = self.directory / "config.ini"
+        self._write_config(config, port=self.port, listen="0.0.0.0" if own else "127.0.0.1")
+        self._open_database(load(config))
+        self._fill_database()
+        if own:
+            self._start_program("netboot", config, "mozpool.cli.netboot", "run")
             self.thread.forward(listener, "127.0.0.1", self.port)
         else:
-            self._run("netboot", "mozpool.cli.netboot", "prepare")
+            self._run("netboot", config, "mozpool.cli.netboot", "prepare")
             listener.close()
-        self._wait_for_server(self._start_program("server", "mozpool.cli.server"))
+        self._wait_for_server(self._start_program("server", config, "mozpool.cli.server"), self.client)
 
     def _start_boards(self) -> None:
         for number, name in enumerate(self.names, start=1):
@@ -250,30 +261,36 @@ class Rack:
         for board in self.boards.values():
             board.stop()
 
-    def _configure(self) -> None:
-        """Write ``config.ini``, and fill in the database as an operator does."""
-        self.config = self.directory / "config.ini"
-        own = self.network.has_dhcp
-        self.config.write_text(
-            CONFIG.format(
-                engine=self._database_url or f"sqlite:///{self.directory}/mozpool.sqlite",
-                port=self.port,
-                ipaddress=self.network.server,
-                listen="0.0.0.0" if own else "127.0.0.1",
-                directory=self.directory,
-                boot_loader=self._boot_loader,
-                images=self.builds.directory,
-                timeouts="".join(f"{name} = {seconds:g}\n" for name, seconds in self._timeouts.items()),
-            )
-        )
-        settings = load(self.config)
+    def _write_config(self, file: Path, **different: object) -> None:
+        """Write a server's configuration file; ``different`` replaces what usually stands in it."""
+        values = {
+            "engine": self._database_url or f"sqlite:///{self.directory}/mozpool.sqlite",
+            "fqdn": "127.0.0.1",
+            "ipaddress": self.network.server,
+            "server": "",
+            "tftp_root": self.directory / "tftp",
+            "images": self.builds.directory,
+            "mode": "dhcp",
+            "boot_loader": self._boot_loader,
+            "run_dnsmasq": "false",
+            "interface": "br0",
+            "timeouts": "".join(f"{name} = {seconds:g}\n" for name, seconds in self._timeouts.items()),
+        } | different
+        file.write_text(CONFIG.format(**values))
+
+    def _open_database(self, settings: Settings) -> None:
+        self.settings = settings
         self.database = Database.of(settings.database, clock=Clock())
         self._exit.callback(self.database.dispose)
         if schema.current(self.database) is None:
             schema.create(self.database)
+
+    def _fill_database(self) -> None:
+        """Fill in the database as an operator does: the devices are those of the server with ``self.settings``."""
+        settings = self.settings
         with self.database.begin() as conn:
             images.ensure_imaging_server(conn, settings.server.fqdn)
-            catalogue.add_hardware_type(conn, *HARDWARE, {})
+            catalogue.add_hardware_type(conn, *HARDWARE, {}, registry())
             for image in IMAGES:
                 more = " selftest-config=%URL%/scripts/hardware/virtual.json" if image.name == "self-test" else ""
                 contents = PXE_CONFIG.format(stage=f"scripts/{image.name}-second-stage.sh", more=more)
@@ -296,38 +313,26 @@ class Rack:
                 assert key is not None
                 devices.set_attributes(conn, key.id, state=self._state)
 
-    def _environment(self) -> dict[str, str]:
-        return {**os.environ, "PATH": PATH, "MOZPOOL_CONFIG": str(self.config)}
-
-    def _run(self, name: str, module: str, *arguments: str) -> None:
+    def _run(self, name: str, config: Path, module: str, *arguments: str) -> None:
         with (self.logs / f"{name}.log").open("ab") as log:
             command = [sys.executable, "-m", module, *arguments]
-            subprocess.run(command, env=self._environment(), stdout=log, stderr=log, timeout=START_LIMIT, check=True)
+            subprocess.run(command, env=_environment(config), stdout=log, stderr=log, timeout=START_LIMIT, check=True)
 
-    def _start_program(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start_program(self, name: str, config: Path, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start one of our programs in the boards' network; it ends with the rack."""
-        with (self.logs / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [*DIES_WITH_US, *self.network.prefix, sys.executable, "-m", module, *arguments],
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                process_group=0,  # Ctrl-C is for us alone
-            )
-
+        process = start_program(self.network.prefix, config, self.logs / f"{name}.log", module, *arguments)
         self._exit.callback(end, process, STOP_LIMIT)
         return process
 
-    def _wait_for_server(self, server: subprocess.Popen[bytes]) -> None:
+    def _wait_for_server(self, server: subprocess.Popen[bytes], client: Client, name: str = "server") -> None:
         give_up = time.monotonic() + START_LIMIT
         while True:
             try:
-                self.client.version()
+                client.version()
                 return
             except ClientError:
                 if server.poll() is not None or time.monotonic() > give_up:
-                    raise RuntimeError(f"mozpool-server did not start:\n{self.tail('server')}") from None
+                    raise RuntimeError(f"mozpool-server did not start:\n{self.tail(name)}") from None
                 time.sleep(0.1)
 
     # What tests look at
@@ -391,6 +396,26 @@ class Rack:
             f"root@{self.network.address(number)}",
             *command,
         ]
+
+
+def start_program(
+    prefix: Sequence[str], config: Path, log: Path, module: str, *arguments: str
+) -> subprocess.Popen[bytes]:
+    """Start one of our programs behind ``prefix``; what it says goes to the end of a log."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [*DIES_WITH_US, *prefix, sys.executable, "-m", module, *arguments],
+            env=_environment(config),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,  # Ctrl-C is for us alone
+        )
+
+
+def _environment(config: Path) -> dict[str, str]:
+    # What is killed leaves its files there.
+    return {**os.environ, "PATH": PATH, "MOZPOOL_CONFIG": str(config), "RUNTIME_DIRECTORY": str(config.parent)}
 
 
 def _mac(number: int) -> str:

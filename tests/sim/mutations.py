@@ -16,16 +16,18 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, insert, update
 
-from mozpool.db import claims, tables
+from mozpool.db import claims, outbox, tables
 from mozpool.db.devices import Candidate
 from mozpool.db.engine import Database
 from mozpool.lifeguard.service import Answer, LifeGuard
 from mozpool.pool import requestmachine
 from mozpool.pool.allocation import Matcher
 from mozpool.rowstore import RowStore
+from mozpool.seen import Seen
 from mozpool.simulate import invariants, world
 from mozpool.statedriver import Change, Driver, Outcome
 from mozpool.statemachine import Context
+from mozpool.takeover import Takeover
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -182,6 +184,7 @@ def results_of_earlier_claims_are_accepted(patch: pytest.MonkeyPatch) -> None:
         return handle(self, row_id, event, args, **options)
 
     patch.setattr(Driver, "handle", any_claim)
+    patch.setattr(Seen, "once", lambda self, to, event_id, work: work())
 
 
 @mutation
@@ -198,19 +201,36 @@ def devices_are_not_released(patch: pytest.MonkeyPatch) -> None:
 
 @mutation
 def late_pleas_reach_the_next_holder(patch: pytest.MonkeyPatch) -> None:
-    """Nobody looks whether the claim is still on."""
+    """Nobody looks whether the claim is still on, or whether the same was asked before."""
 
     def please(self: LifeGuard, device_id: int, event: str, args: Any = None, *, claim_id: Any = None, **_: Any) -> Any:
         outcome = self.driver.handle(device_id, event, {**(args or {}), "claim_id": claim_id})
         return Answer(outcome.accepted, outcome.state)
 
     patch.setattr(LifeGuard, "please", please)
+    patch.setattr(Seen, "once", lambda self, to, event_id, work: work())
 
 
 @mutation
 def a_device_that_comes_free_tells_nobody(patch: pytest.MonkeyPatch) -> None:
     """Waiting requests are matched by the periodic scan only."""
     patch.setattr(Matcher, "wake", lambda self: None)
+
+
+@mutation
+def lost_servers_are_not_taken_over_from(patch: pytest.MonkeyPatch) -> None:
+    """What they owned waits for their return."""
+    patch.setattr(Takeover, "_take_over", lambda self: None)
+
+
+@mutation
+def what_a_client_did_not_take_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """It is told once, whatever comes of it."""
+
+    def again(conn: Connection, letters: Any, due: Any, error: str) -> None:
+        outbox.end(conn, letters, due, error)
+
+    patch.setattr(outbox, "again", again)
 
 
 @mutation

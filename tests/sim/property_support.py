@@ -31,7 +31,7 @@ from tests.conftest import open_database
 
 LONG = os.environ.get("MOZPOOL_LONG_TESTS") == "1"
 TIMES = 20
-TIME_LIMIT = 3600 if LONG else 600
+TIME_LIMIT = 3600 if LONG else 1800
 """Seconds that a test may take; nearly all of them are for finding the shortest example when it fails."""
 
 

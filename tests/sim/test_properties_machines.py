@@ -388,7 +388,7 @@ class Told:
     def __init__(self) -> None:
         self.results: list[tuple[int, int, str]] = []
 
-    def lifeguard_finished(self, request_id: int, claim_id: int, result: str) -> None:
+    def lifeguard_finished(self, request_id: int, claim_id: int, result: str, attempt: int) -> None:
         self.results.append((request_id, claim_id, result))
 
 
@@ -644,7 +644,14 @@ class DeviceRules(RuleBasedStateMachine):
         assert claim_id is not None
         self.database.run(
             lambda conn: claims.release(
-                conn, claim_id=claim_id, device_id=self.device_id, now=now, reason="", shuffle=1, verify=verify
+                conn,
+                claim_id=claim_id,
+                device_id=self.device_id,
+                ready_at=None,
+                now=now,
+                reason="",
+                shuffle=1,
+                verify=verify,
             )
         )
         self.model.claim_id = None
@@ -809,7 +816,7 @@ class Link:
         answer = self.lifeguard.please(device_id, event, args, claim_id=claim_id, once=True)
         return Reply(answer.accepted, answer.reason)
 
-    def released(self, server: str, device_id: int, device: str) -> None:
+    def released(self, server: str, device_id: int, device: str, claim_id: int) -> None:
         if not self.works:
             raise LinkError("interrupted")
         self.lifeguard.released(device_id)

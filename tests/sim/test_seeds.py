@@ -27,8 +27,8 @@ pytestmark = pytest.mark.no_cover
 SEEDS = 200
 LONG_SEEDS = 400
 
-ONCE_FAILED = ("21", "26", "60", "75", "76", "10", "4", "8")
-"""Seeds that showed a fault, of the servers or of the simulation, when they were first run."""
+ONCE_FAILED = ("232", "392")
+"""Seeds that showed a fault, of the servers or of the simulation, when they were first run; beyond the first 200."""
 
 
 @pytest.mark.slow
@@ -39,7 +39,7 @@ def test_everything_holds_in_rough_hours() -> None:
     begun, simulated, ends = time.monotonic(), 0.0, Counter[str]()
     kinds = Counter[str]()
     failed: list[Result] = []
-    for result in run_all(rough(), [*ONCE_FAILED, *seeds], processes=os.cpu_count() or 1):
+    for result in run_all(rough(), dict.fromkeys([*ONCE_FAILED, *seeds]), processes=os.cpu_count() or 1):
         simulated += result.simulated
         ends.update(result.requests)
         kinds.update(fault.kind for fault in result.faults)
@@ -107,7 +107,7 @@ def test_everything_holds_on_mariadb(mariadb: MariaDB) -> None:
     url = mariadb.url("simulation")
     scenario = rough(hours=1.0 if long else 0.4)
     failed = []
-    for seed in range(20 if long else 4):
+    for seed in range(20 if long else 3):
         result = run(scenario, f"mariadb-{seed}", url=url)
         assert result.requests
         if result.violation is not None:

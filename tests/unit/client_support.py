@@ -36,11 +36,12 @@ class Call:
 
 @dataclass
 class Answer:
-    """What it says; ``status`` 0 breaks the connection."""
+    """What it says; ``status`` 0 breaks the connection, and so does ``cut`` when it has been said instead."""
 
     status: int
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
+    cut: str | None = None
 
 
 BREAK = Answer(0)
@@ -286,6 +287,10 @@ class PoolServer:
         content = b"" if answer.body is None else json.dumps(answer.body).encode()
         if isinstance(answer.body, str) and answer.body.startswith("<"):
             content = answer.body.encode()
+        if answer.cut is not None:
+            handler.wfile.write(answer.cut.encode())
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            return
         handler.send_response(answer.status)
         for name, value in answer.headers.items():
             handler.send_header(name, value)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import insert
+from sqlalchemy import Connection, insert
 
 from mozpool.clock import Clock
 from mozpool.db import devices, images, requests, tables
@@ -20,6 +20,7 @@ from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.devices import Device
 from mozpool.db.engine import Database
 from mozpool.db.requests import Request
+from mozpool.errors import DatabaseAway
 from mozpool.lanes import Lanes, Timers
 from mozpool.logbook import Logbook
 from mozpool.pool.allocation import Matcher, queue_key
@@ -31,6 +32,24 @@ from mozpool.statedriver import Driver
 NOW = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 INTERVAL = 60.0
 """Seconds of waiting that weigh as much as one step of priority."""
+
+
+class Unreliable(Database):
+    """A database that can be taken away."""
+
+    away = False
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        if self.away:
+            raise DatabaseAway("it is away")
+        with super().read() as conn:
+            yield conn
+
+    def run(self, work: Any, **more: Any) -> Any:
+        if self.away:
+            raise DatabaseAway("it is away")
+        return super().run(work, **more)
 
 
 class Rows:
@@ -90,7 +109,8 @@ class Rows:
 
         def work(conn: Any) -> int:
             device_id = devices.insert_device(conn, random.Random(number), **values)
-            devices.set_labels(conn, device_id, labels or {})
+            if labels:
+                devices.set_labels(conn, device_id, labels)
             return device_id
 
         return self.database.run(work)

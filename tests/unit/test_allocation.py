@@ -515,22 +515,28 @@ def until(condition: Callable[[], object]) -> None:
         clock.sleep(0.002)
 
 
-@pytest.mark.parametrize("loses", [False, True])
+@pytest.mark.parametrize("losses", [0, 1, 5])
 def test_a_caller_waits_for_a_claim_that_another_thread_makes_for_it(
-    database: Database, monkeypatch: pytest.MonkeyPatch, loses: bool
+    database: Database, monkeypatch: pytest.MonkeyPatch, losses: int
 ):
     """A claim that the other thread loses is made anew before the caller has its answer."""
     with pool_of(database, Clock()) as pool:
         device, request = pool.device(), pool.request()
         begun, go_on = threading.Event(), threading.Event()
 
-        def meddle(_: int, args: Any) -> None:
+        def hold_up(_: int, _args: Any) -> None:
             begun.set()
             assert go_on.wait(10)
-            if loses:
-                pool.database.run(lambda conn: devices.set_attributes(conn, args["device"].id, comments="dusty"))
 
-        tried = before_claim(pool, monkeypatch, meddle)
+        def lose(_: int, args: Any) -> None:
+            pool.database.run(lambda conn: devices.set_attributes(conn, args["device"].id, comments="dusty"))
+
+        def first(number: int, args: Any) -> None:
+            hold_up(number, args)
+            if losses:
+                lose(number, args)
+
+        tried = before_claim(pool, monkeypatch, first, *[lose] * (losses - 1))
         answered: list[int | None] = []
 
         def call() -> None:
@@ -547,7 +553,7 @@ def test_a_caller_waits_for_a_claim_that_another_thread_makes_for_it(
             for run in runs:
                 run.result(10)
         assert answered == [device] * 3
-        assert len(tried) == 1 + loses
+        assert len(tried) == 1 + losses
         assert reserves_nothing(pool)
 
 
@@ -729,13 +735,125 @@ def test_it_tries_again_when_the_database_was_away(sqlite_pool: Pool, monkeypatc
         Clock().sleep(0.002)
 
 
+# Servers that are away
+
+
+def away(pool: Pool, *server_ids: int) -> None:
+    pool.matcher.away = lambda: frozenset(server_ids)
+
+
+def test_a_request_of_a_server_that_is_away_gets_no_device(pool: Pool):
+    """Nobody would go on with it."""
+    other = pool.server("server-2.example.com")
+    device = pool.device()
+    waits = pool.request(imaging_server_id=other)
+    served = pool.request(at=later(1))
+    away(pool, other)
+    pool.match()
+    assert (pool.device_of(waits), pool.device_of(served)) == (None, device)
+    another = pool.device()
+    pool.match()
+    assert pool.device_of(waits) is None
+    away(pool)
+    pool.match()
+    assert pool.device_of(waits) == another
+
+
+def test_a_request_that_was_taken_over_from_a_server_that_is_away_gets_one(pool: Pool):
+    other = pool.server("server-2.example.com")
+    device = pool.device()
+    request = pool.request(imaging_server_id=other, owner_id=pool.server_id)
+    away(pool, other)
+    pool.match()
+    assert pool.device_of(request) == device
+
+
+def test_a_request_that_a_server_took_over_which_is_away_itself_gets_none(pool: Pool):
+    other = pool.server("server-2.example.com")
+    pool.device()
+    request = pool.request(owner_id=other)
+    away(pool, other)
+    pool.match()
+    assert pool.device_of(request) is None
+
+
+def test_many_requests_of_a_server_that_is_away_do_not_hold_up_the_others(pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    """In a queue that is looked at by its heads, too."""
+    other = pool.server("server-2.example.com")
+    for seconds in range(9):
+        pool.request(at=later(seconds), imaging_server_id=other)
+    last = pool.request(at=later(10))
+    device = pool.device()
+    monkeypatch.setattr(allocation, "LOOK", 4)
+    monkeypatch.setattr(allocation, "CANDIDATES", 2)
+    away(pool, other)
+    pool.match()
+    assert pool.device_of(last) == device
+
+
+@pytest.mark.parametrize("can_reuse", [False, True])
+@pytest.mark.parametrize(
+    ("home", "owner", "fits"),
+    [
+        ("up", None, True),
+        ("away", None, False),
+        ("up", "away", False),
+        ("away", "up", True),
+    ],
+)
+def test_a_device_is_handed_out_as_long_as_who_acts_on_it_is_up(
+    pool: Pool, home: str, owner: str | None, fits: bool, can_reuse: bool
+):
+    """Whatever becomes of the server that the inventory names."""
+    servers = {"up": pool.server_id, "away": pool.server("server-2.example.com")}
+    image_id = pool.image("reused", on=[pool.panda], can_reuse=can_reuse)
+    device = pool.device(
+        imaging_server_id=servers[home],
+        owner_id=servers.get(owner or ""),
+        image_id=image_id,
+        boot_config="{}",
+    )
+    any_device = pool.request(image_id=image_id)
+    named = pool.request(at=later(1), image_id=image_id, requested_device="panda-0001")
+    away(pool, servers["away"])
+    pool.match()
+    assert pool.device_of(any_device) == (device if fits else None)
+    if fits:
+        pool.close(any_device)
+        make_ready(pool, device)
+        pool.match()
+    assert pool.device_of(named) == (device if fits else None)
+
+
+def test_the_devices_server_is_the_one_that_acts_on_it(pool: Pool):
+    other = pool.server("server-2.example.com")
+    taken, at_home = pool.device(owner_id=other), pool.device()
+    for device, server in ((taken, "server-2.example.com"), (at_home, "server-1.example.com")):
+        request = pool.request(requested_device=pool.get_device(device).name)
+        pool.match()
+        row = pool.get_request(request)
+        assert (row.device_id, row.device_server) == (device, server)
+
+
+def test_a_request_that_another_server_owns_is_served_for_it(pool: Pool):
+    """Whoever finds a device claims it; the owner goes on from there."""
+    other = pool.server("server-2.example.com")
+    device = pool.device()
+    request = pool.request(owner_id=other)
+    pool.match()
+    row = pool.get_request(request)
+    assert (row.device_id, row.state, row.owner_id) == (device, "contact_lifeguard", other)
+    assert pool.driver.remembered(request) is None
+    assert ("request", request) not in pool.timers
+
+
 # Why a request waits
 
 
 def why(pool: Pool, request_id: int) -> tuple[str, int]:
     request = pool.get_request(request_id)
     with pool.database.read() as conn:
-        waiting = explain(conn, request)
+        waiting = explain(conn, request, pool.matcher.away())
     return waiting.reason, waiting.place
 
 
@@ -840,6 +958,34 @@ def test_it_says_that_nothing_fits_an_empty_pool(pool: Pool):
 def test_it_says_that_a_device_has_just_become_free(pool: Pool):
     pool.device()
     assert why(pool, pool.request())[0] == "a matching device has just become free"
+
+
+def test_it_says_that_nobody_acts_for_a_request(pool: Pool):
+    """That comes first, whatever the devices do."""
+    other = pool.server("server-2.example.com")
+    request = pool.request(imaging_server_id=other)
+    earlier = pool.request(at=later(-1))
+    taken_over = pool.request(at=later(1), imaging_server_id=other, owner_id=pool.server_id)
+    left = pool.request(at=later(2), owner_id=other)
+    away(pool, other)
+    said = "its imaging server server-2.example.com is away"
+    assert why(pool, request) == (said, 2)
+    assert why(pool, left) == (said, 4)
+    nothing = "there is no device that the image can be put on"
+    assert (why(pool, earlier)[0], why(pool, taken_over)[0]) == (nothing, nothing)
+
+
+def test_it_says_who_that_acts_on_a_device_is_away(pool: Pool):
+    other = pool.server("server-2.example.com")
+    pool.device(owner_id=other)
+    pool.device(imaging_server_id=other, owner_id=pool.server_id)
+    away(pool, other)
+    named = "panda-0001 is on imaging server server-2.example.com, which is away"
+    assert why(pool, pool.request(requested_device="panda-0001"))[0] == named
+    assert why(pool, pool.request(requested_device="panda-0002"))[0] == "panda-0002 has just become free"
+    assert why(pool, pool.request())[0] == (
+        "2 matching devices: 1 on an imaging server that is away, 1 just become free"
+    )
 
 
 def test_it_counts_the_place_among_those_who_want_the_same(pool: Pool):

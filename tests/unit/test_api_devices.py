@@ -6,15 +6,18 @@
 import json
 import random
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
+from mozpool.apikit import MAX_TEXT
 from mozpool.bmm.backends.pxe import file_name
-from mozpool.db import tables
-from tests.app_fixtures import OTHER, OWN, Server, add_relay_board, server
+from mozpool.db import servers, tables
+from mozpool.errors import DatabaseAway
+from tests.app_fixtures import NO_RELAY, OTHER, OWN, Server, add_relay_board, server
 
 # --- Events and states ---
 
@@ -36,9 +39,21 @@ def test_events_that_are_not_expected_are_ignored_and_logged(imaging_server: Ser
 
 
 def test_an_event_that_is_too_long_for_the_database_is_refused(imaging_server: Server) -> None:
-    body = {"image": "android", "boot_config": "x" * 70_000}
-    assert imaging_server.post("/api/device/device1/event/please_image/", body).status_code == 413
+    for boot_config in ("x" * 70_000, {"x": "é" * 12_000}):
+        body = {"image": "android", "boot_config": boot_config}
+        answer = imaging_server.post("/api/device/device1/event/please_image/", body)
+        assert answer.status_code == 413
     assert imaging_server.device().state == "ready"
+
+
+def test_the_longest_boot_config_reaches_a_device_of_another_server(imaging_server: Server) -> None:
+    number = imaging_server.made("device1", b2gbase='"' * 29_900)
+    boot_config = imaging_server.request(number).boot_config
+    assert boot_config is not None and 59_000 < len(boot_config) <= MAX_TEXT
+    body = {"image": "b2g", "boot_config": boot_config, "claim_id": imaging_server.device().claim_id, "once": True}
+    answer = imaging_server.post("/api/device/device1/event/please_image/", body)
+    assert answer.get_json() == {"accepted": True, "state": "pxe_power_cycling", "reason": None}
+    assert imaging_server.device().next_boot_config == boot_config
 
 
 def test_a_please_of_the_holder_is_answered(imaging_server: Server) -> None:
@@ -54,6 +69,62 @@ def test_a_please_of_the_holder_is_answered(imaging_server: Server) -> None:
     assert state == "pc_power_cycling"
     assert imaging_server.post(path, {"claim_id": claim_id, "once": True}).get_json()["accepted"] is True
     assert imaging_server.post(path, {"claim_id": "x"}).status_code == 400
+
+
+def test_a_please_that_comes_again_is_answered_as_the_first_time(imaging_server: Server) -> None:
+    imaging_server.made("device1")
+    path = "/api/device/device1/event/please_power_cycle/"
+    body = {"claim_id": imaging_server.device().claim_id, "once": True, "event_id": "a"}
+    first = imaging_server.post(path, body).get_json()
+    assert first == {"accepted": True, "state": "pc_power_cycling", "reason": None}
+    assert imaging_server.post(path, body).get_json() == first
+    # By its claim it is known, too, but not what the first one was told.
+    other = imaging_server.post(path, {**body, "event_id": "b"}).get_json()
+    assert other == {**first, "state": None}
+
+
+def test_a_refusal_is_repeated_too(imaging_server: Server) -> None:
+    imaging_server.made("device1")
+    path = "/api/device/device1/event/please_power_cycle/"
+    body = {"claim_id": imaging_server.device().claim_id, "once": True, "event_id": "a"}
+    imaging_server.change(state="locked_out")
+    first = imaging_server.post(path, body).get_json()
+    assert first["accepted"] is False
+    imaging_server.change(state="ready")
+    assert imaging_server.post(path, body).get_json() == first
+
+
+def test_an_event_that_failed_is_not_remembered(imaging_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    imaging_server.made("device1")
+    path = "/api/device/device1/event/please_power_cycle/"
+    body = {"claim_id": imaging_server.device().claim_id, "once": True, "event_id": "a"}
+
+    def away(*_: object, **__: object) -> None:
+        raise DatabaseAway("the database is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(imaging_server.daemon.lifeguard, "please", away)
+        assert imaging_server.post(path, body).status_code == 503
+    assert imaging_server.post(path, body).get_json()["accepted"] is True
+
+
+def test_one_id_may_be_sent_to_several_devices(imaging_server: Server) -> None:
+    for name in ("device1", "device2"):
+        imaging_server.change(name, state="pxe_booting")
+        path = f"/api/device/{name}/event/mobile_init_started/"
+        assert imaging_server.post(path, {"event_id": "a"}).status_code == 200
+        assert imaging_server.device(name).state == "mobile_init_started"
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 65, 7])
+def test_an_event_id_that_is_none_is_refused(imaging_server: Server, bad: object) -> None:
+    imaging_server.change(state="pxe_booting")
+    answer = imaging_server.post("/api/device/device1/event/mobile_init_started/", {"event_id": bad})
+    assert answer.status_code == 400
+    error = answer.get_json()["error"]
+    assert error["field"] == "event_id"
+    assert "is not a text of 1 to 64 characters" in error["message"]
+    assert imaging_server.device().state == "pxe_booting"
 
 
 def test_a_state_is_changed_by_force(imaging_server: Server) -> None:
@@ -224,6 +295,17 @@ def test_the_next_boot_config_is_an_object_even_if_there_is_none(imaging_server:
     assert imaging_server.get("/api/device/device1/bootconfig/").get_json() == {}
 
 
+def test_a_boot_config_need_not_name_the_server_that_a_board_installs_from(imaging_server: Server) -> None:
+    url = imaging_server.daemon.settings.boards_url
+    wanted = '{"b2gbase": "%URL%/images/b2g-1/", "log": "%IPADDRESS%/%DEVICE%", "other": "100%25 %SERVER%"}'
+    imaging_server.change(next_boot_config=wanted)
+    assert imaging_server.get("/api/device/device1/bootconfig/").get_json() == {
+        "b2gbase": f"{url}/images/b2g-1/",
+        "log": "127.0.0.1/device1",
+        "other": "100%25 %SERVER%",
+    }
+
+
 def test_comments_are_set(imaging_server: Server) -> None:
     before = imaging_server.device()
     assert imaging_server.post("/api/device/device1/set-comments/", {"comments": "Schön 📱"}).status_code == 200
@@ -338,6 +420,111 @@ def test_another_servers_devices_can_be_read(imaging_server: Server) -> None:
     assert imaging_server.get("/api/device/device1/details/").get_json()["url"] == f"http://{OTHER}/api/device/device1/"
 
 
+def test_acts_on_a_device_are_sent_to_who_has_taken_it_over(imaging_server: Server) -> None:
+    """Whatever the inventory says."""
+    imaging_server.change("device1", owner_id=imaging_server.other_server(), epoch=1)
+    before = imaging_server.device()
+    for path in ACTS:
+        answer = imaging_server.post(f"/api/device/device1/{path}", BODY)
+        assert answer.status_code == 302, path
+        assert answer.headers["Location"] == f"http://{OTHER}/api/device/device1/{path}"
+    for path in ("ping/", "power-off", "event/mobile_init_started/"):
+        assert imaging_server.get(f"/api/device/device1/{path}").status_code == 302
+    assert imaging_server.device() == before
+
+
+def test_a_device_that_was_taken_over_is_acted_on_here(imaging_server: Server) -> None:
+    imaging_server.move("device1", imaging_server.other_server())
+    imaging_server.change("device1", owner_id=imaging_server.daemon.server_id, epoch=1, state="pxe_booting")
+    assert imaging_server.get("/api/device/device1/event/mobile_init_started/").get_json() == {}
+    assert imaging_server.device().state == "mobile_init_started"
+    path = "/api/device/device1/state-change/mobile_init_started/to/locked_out/"
+    assert imaging_server.post(path).status_code == 200
+    assert imaging_server.get("/api/device/device1/ping/").status_code == 200
+    assert imaging_server.device().state == "locked_out"
+
+
+def test_a_device_shows_whose_it_is_and_who_acts_on_it(imaging_server: Server) -> None:
+    other = imaging_server.other_server()
+    imaging_server.change("device1", owner_id=other)
+    imaging_server.move("device2", other)
+    imaging_server.change("device2", owner_id=imaging_server.daemon.server_id)
+    expected = {"device1": (OWN, OTHER), "device2": (OTHER, OWN), "device3": (OWN, OWN)}
+    for name, (home, owner) in expected.items():
+        found = imaging_server.get(f"/api/device/{name}/details/").get_json()
+        assert (found["imaging_server"], found["owner"], found["owner_state"]) == (home, owner, "up")
+        assert found["url"] == f"http://{owner}/api/device/{name}/"
+    rows = imaging_server.get("/api/device/list/?details=1").get_json()["devices"]
+    assert {row["name"]: (row["imaging_server"], row["owner"]) for row in rows} == expected
+
+
+def test_a_device_is_as_available_as_who_acts_on_it(imaging_server: Server) -> None:
+    """Its imaging server may be away, then."""
+    other = imaging_server.other_server()
+    imaging_server.change("device1", owner_id=other)
+    imaging_server.move("device2", other)
+    imaging_server.change("device2", owner_id=imaging_server.daemon.server_id)
+    say(imaging_server, other, 1, stopped=True)
+    rows = imaging_server.get("/api/device/list/?details=1").get_json()["devices"]
+    assert {row["name"]: row["owner_state"] for row in rows} == {
+        "device1": "stopped",
+        "device2": "up",
+        "device3": "up",
+    }
+    assert imaging_server.get("/api/device/device1/details/").get_json()["owner_state"] == "stopped"
+
+
+def say(server: Server, server_id: int, beat: int, *, stopped: bool = False, group: str | None = None) -> None:
+    """Another server gives a sign of life, and this one looks."""
+    now = server.daemon.clock.now()
+    said = servers.Presence(server_id, beat, stopped, "5.1", now, now, 32, 0, group, None if group is None else 60.0)
+    server.daemon.database.run(lambda conn: servers.say_here(conn, said))
+    assert server.daemon.presence.beat()
+
+
+@pytest.mark.parametrize("event", ["taken_over", "timeout"])
+def test_nobody_says_from_outside_what_only_the_servers_know(imaging_server: Server, event: str) -> None:
+    imaging_server.change(state="pxe_booting")
+    before = imaging_server.device()
+    assert imaging_server.post(f"/api/device/device1/event/{event}/").status_code == 200
+    assert imaging_server.device() == before
+
+
+@pytest.mark.parametrize("kept", ["event", "change_state", "please"])
+def test_a_device_that_is_taken_over_during_a_call_sends_the_caller_there(
+    imaging_server: Server, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    act = getattr(imaging_server.daemon.lifeguard, kept)
+
+    def after_others(*args: object, **more: object) -> object:
+        imaging_server.change(owner_id=imaging_server.other_server(), epoch=1)
+        return act(*args, **more)
+
+    monkeypatch.setattr(imaging_server.daemon.lifeguard, kept, after_others)
+    path = {"event": "event/failed/", "change_state": "state-change/ready/to/locked_out/", "please": "reboot/?a=b"}[
+        kept
+    ]
+    answer = imaging_server.post(f"/api/device/device1/{path}", {})
+    assert (answer.status_code, answer.headers["Location"]) == (302, f"http://{OTHER}/api/device/device1/{path}")
+    assert imaging_server.device().state == "ready"
+
+
+@pytest.mark.parametrize("act", ["power-off", "power-cycle"])
+def test_what_waits_for_a_worker_is_not_done_to_a_device_that_was_taken_over(imaging_server: Server, act: str) -> None:
+    gate = threading.Event()
+    lane = imaging_server.daemon.bmm.power_lane(imaging_server.device())
+
+    def wait() -> None:
+        gate.wait(10)
+
+    imaging_server.daemon.hardware.submit(lane, wait)
+    assert imaging_server.post(f"/api/device/device1/{act}/").status_code == 200
+    imaging_server.change(owner_id=imaging_server.other_server(), epoch=1)
+    gate.set()
+    failed = f"{act.replace('-', ' ')} failed: imaging server {OTHER} acts on device1"
+    imaging_server.wait_until(lambda: failed in imaging_server.log())
+
+
 def test_unknown_devices_are_not_found(imaging_server: Server) -> None:
     body = {**BODY, "comments": "", "environment": "x", "labels": {}}
     for path in (*ACTS, "return/", "set-comments", "set-environment", "set-labels"):
@@ -413,3 +600,75 @@ def test_relay_boards_are_listed_and_tested_by_their_server(imaging_server: Serv
     assert imaging_server.get("/api/relay/nix/test/").status_code == 404
     listed = imaging_server.get("/api/relay/list/").get_json()["relays"]
     assert [(board["name"], board["imaging_server"]) for board in listed] == [("far", OTHER), ("relay-9", OWN)]
+
+
+# --- In a group ---
+
+
+@pytest.fixture
+def grouped(database_url: str, tmp_path: Path) -> Iterator[Server]:
+    """A server of a group, which has given no sign of life yet."""
+    with server(database_url, tmp_path, server={"group": "lab"}) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("group", "stopped", "status"), [("lab", True, 200), ("lab", False, 302), ("attic", True, 302), (None, True, 302)]
+)
+def test_a_relay_board_is_tested_here_when_its_server_is_away(
+    grouped: Server, group: str | None, stopped: bool, status: int
+) -> None:
+    """By a server of the same group: they reach the same boards."""
+    other = grouped.other_server()
+    add_relay_board(grouped, "far", f"127.0.0.2:{NO_RELAY}", other)
+    say(grouped, other, 1, stopped=stopped, group=group)
+    answer = grouped.get("/api/relay/far/test/")
+    assert answer.status_code == status
+    retried = grouped.post("/api/relay/far/retry/")
+    assert retried.status_code == status
+    if status == 302:
+        assert answer.headers["Location"] == f"http://{OTHER}/api/relay/far/test/"
+    else:
+        assert answer.get_json()["success"] is False
+        say(grouped, other, 2, group=group)
+        assert grouped.get("/api/relay/far/test/").status_code == 302, "it is back"
+
+
+def test_a_server_that_is_out_of_touch_says_so(grouped: Server) -> None:
+    """What changes something at a device is not done, and may be tried again: by another server's word, too."""
+    body = {"command": ["ls"], "timeout": 1}
+    assert grouped.daemon.lease.left() == 0.0
+    answer = grouped.post("/api/device/device1/agent/exec/", body)
+    error = answer.get_json()["error"]
+    assert (answer.status_code, error["code"]) == (503, "lease_over")
+    assert error["message"] == (
+        "command of device1 failed: this imaging server has lost touch with the others of its group"
+    )
+    assert int(answer.headers["Retry-After"]) > 0
+    assert grouped.daemon.presence.beat()
+    assert grouped.post("/api/device/device1/agent/exec/", body).status_code == 502, "nobody is there to answer"
+
+
+def test_what_is_not_waited_for_is_told_in_the_log_when_the_server_is_out_of_touch(grouped: Server) -> None:
+    assert grouped.post("/api/device/device1/power-cycle/").status_code == 200
+    assert grouped.post("/api/device/device2/power-off/").status_code == 200
+    why = "this imaging server has lost touch with the others of its group"
+    grouped.wait_until(lambda: any(why in line for line in grouped.log("device1")))
+    grouped.wait_until(lambda: f"power off failed: power off of device2 failed: {why}" in grouped.log("device2"))
+
+
+def test_a_boot_file_is_not_changed_by_a_server_that_is_out_of_touch(grouped: Server, tmp_path: Path) -> None:
+    assert grouped.daemon.presence.beat()
+    file = tmp_path / "tftp" / "pxelinux.cfg" / file_name(grouped.device().mac_address)
+    config = grouped.get("/api/bmm/pxe_config/list/").get_json()["pxe_configs"][0]
+    assert grouped.post("/api/device/device1/power-cycle/", {"pxe_config": config}).status_code == 200
+    grouped.wait_until(file.exists)
+    grouped.daemon.lease.end()
+    assert grouped.post("/api/device/device1/clear-pxe/").status_code == 503
+    assert file.exists()
+
+
+def test_reading_and_looking_needs_no_lease(grouped: Server) -> None:
+    for path in ("details/", "status/", "state/", "log/", "ping/"):
+        assert grouped.get(f"/api/device/device1/{path}").status_code == 200, path
+    assert grouped.get("/api/relay/relay-9/test/").status_code == 200

@@ -6,13 +6,15 @@
 import json
 import re
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Connection, update
 
 from mozpool import __version__
-from mozpool.db import tables
+from mozpool.db import images, servers, tables
+from mozpool.links import Links
 from tests.app_fixtures import OTHER, OWN, Server
 
 BODY = {"assignee": "me@example.com", "duration": 3600, "image": "b2g", "b2gbase": "http://builds/1/"}
@@ -463,10 +465,40 @@ def test_events_reach_the_state_machine(imaging_server: Server) -> None:
 def test_events_that_are_not_expected_are_ignored(imaging_server: Server) -> None:
     number = imaging_server.made(labels={"pool": "none"})
     before = imaging_server.request(number)
-    for event in ("nonsense", "device_found", "do_not_wait", "timeout", "lifeguard_finished"):
+    for event in ("nonsense", "device_found", "do_not_wait", "timeout", "taken_over", "lifeguard_finished"):
         answer = imaging_server.post(f"/api/request/{number}/event/{event}/", {"device_id": 1})
         assert (answer.status_code, answer.get_json()) == (200, {})
     assert imaging_server.request(number) == before
+
+
+def test_an_event_that_comes_again_is_not_handed_over_again(imaging_server: Server) -> None:
+    number = imaging_server.made()
+    for event_id in ("a", "a", "b"):
+        answer = imaging_server.post(f"/api/request/{number}/event/nonsense/", {"event_id": event_id})
+        assert (answer.status_code, answer.get_json()) == (200, {})
+    lines = imaging_server.get(f"/api/request/{number}/log/").get_json()["log"]
+    assert [line["message"] for line in lines].count("ignored event nonsense in state contact_lifeguard") == 2
+    refused = imaging_server.post(f"/api/request/{number}/event/nonsense/", {"event_id": "x" * 65})
+    assert (refused.status_code, refused.get_json()["error"]["field"]) == (400, "event_id")
+
+
+def test_each_operations_end_is_told_to_its_request_by_an_id_of_its_own(imaging_server: Server) -> None:
+    number = imaging_server.made()
+    _move_request(imaging_server, number)
+    imaging_server.daemon.requests.forget(number)
+    told: list[tuple[str, str, Mapping[str, Any]]] = []
+
+    def post(*call: Any) -> Mapping[str, Any]:
+        told.append(call)
+        return {}
+
+    links = Links(OWN, imaging_server.daemon.database, post)
+    for attempt in (3, 3, 9):
+        links.lifeguard_finished(number, 7, "complete", attempt)
+    ids = [body["event_id"] for _, _, body in told]
+    assert ids[0] == ids[1] != ids[2]
+    assert told[0][:2] == (OTHER, f"/api/request/{number}/event/lifeguard_finished/")
+    assert told[0][2] == {"imaging_result": "complete", "claim_id": 7, "event_id": ids[0]}
 
 
 # --- Another server's requests ---
@@ -495,11 +527,98 @@ def test_another_servers_requests_can_be_read(imaging_server: Server) -> None:
     )
 
 
-def _move_request(server: Server, number: int) -> None:
-    other = server.other_server()
+def test_a_request_is_the_affair_of_who_has_taken_it_over(imaging_server: Server) -> None:
+    """Whoever it was made on."""
+    number = imaging_server.made()
+    _move_request(imaging_server, number, owner_id=imaging_server.other_server())
+    for path in ("renew/", "return/", "event/lifeguard_finished/"):
+        answer = imaging_server.post(f"/api/request/{number}/{path}", {"duration": 10})
+        assert (answer.status_code, answer.headers["Location"]) == (302, f"http://{OTHER}/api/request/{number}/{path}")
+    found = imaging_server.get(f"/api/request/{number}/details/").get_json()
+    assert (found["imaging_server"], found["url"]) == (OTHER, f"http://{OTHER}/api/request/{number}/")
+    (listed,) = imaging_server.get("/api/request/list/").get_json()["requests"]
+    assert listed["imaging_server"] == OTHER
+    assert imaging_server.request(number).is_open
+
+    _move_request(
+        imaging_server,
+        number,
+        owner_id=imaging_server.daemon.server_id,
+        imaging_server_id=imaging_server.other_server(),
+    )
+    found = imaging_server.get(f"/api/request/{number}/details/").get_json()
+    assert (found["imaging_server"], found["url"]) == (OWN, f"http://{OWN}/api/request/{number}/")
+    assert imaging_server.post(f"/api/request/{number}/renew/", {"duration": 7200}).status_code == 204
+    assert imaging_server.post(f"/api/request/{number}/return/").status_code == 204
+    assert imaging_server.request(number).state == "closed"
+
+
+def test_a_device_is_returned_where_somebody_acts_for_its_request(imaging_server: Server) -> None:
+    number = imaging_server.made("device1")
+    other = imaging_server.other_server()
+    _move_request(imaging_server, number, owner_id=other)
+    answer = imaging_server.post("/api/device/device1/return/")
+    assert (answer.status_code, answer.headers["Location"]) == (302, f"http://{OTHER}/api/device/device1/return/")
+    shown = imaging_server.get("/api/device/device1/details/").get_json()["holder"]
+    assert shown["url"] == f"http://{OTHER}/api/request/{number}/"
+    _move_request(imaging_server, number, owner_id=None)
+    imaging_server.change("device1", owner_id=other)
+    assert imaging_server.post("/api/device/device1/return/").status_code == 204
+    assert imaging_server.request(number).state == "closed"
+
+
+def test_each_request_says_that_its_own_server_is_away(imaging_server: Server) -> None:
+    """Of several equal ones, in a list."""
+    daemon = imaging_server.daemon
+    here, there, third = (imaging_server.made(labels={"pool": "none"}) for _ in range(3))
+    names = {there: OTHER, third: "server-3.example.com"}
+    for number, name in names.items():
+        _move_request(imaging_server, number, owner_id=_stopped_server(imaging_server, name))
+    daemon.presence.beat()
+    rows = [imaging_server.request(number) for number in (here, there, third)]
+    reasons = daemon.mozpool.reasons(rows)
+    assert reasons[here].startswith("there is no device with pool=none")
+    for number, name in names.items():
+        assert reasons[number] == f"its imaging server {name} is away"
+        details = imaging_server.get(f"/api/request/{number}/details/").get_json()
+        assert details["reason"] == reasons[number]
+
+
+def test_a_request_that_is_taken_over_during_a_call_sends_the_caller_there(
+    imaging_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = imaging_server.made()
+    give_back = imaging_server.daemon.mozpool.give_back
+
+    def after_others(request_id: int) -> None:
+        _move_request(imaging_server, number, owner_id=imaging_server.other_server())
+        give_back(request_id)
+
+    monkeypatch.setattr(imaging_server.daemon.mozpool, "give_back", after_others)
+    answer = imaging_server.post(f"/api/request/{number}/return/")
+    assert (answer.status_code, answer.headers["Location"]) == (302, f"http://{OTHER}/api/request/{number}/return/")
+    assert imaging_server.request(number).is_open
+
+
+def _stopped_server(server: Server, name: str) -> int:
+    """The id of another imaging server, which was stopped."""
+
+    def work(conn: Connection) -> int:
+        server_id = images.ensure_imaging_server(conn, name)
+        servers.say_here(conn, servers.Presence(server_id, 1, True, "5.1", now, now, 32, 0))
+        return server_id
+
+    now = server.daemon.clock.now()
+    return server.daemon.database.run(work)
+
+
+def _move_request(server: Server, number: int, **columns: int | None) -> None:
+    """Write who acts for a request, which is another server's without a word about it."""
+    table = tables.requests
+    values = columns or {"imaging_server_id": server.other_server()}
     server.daemon.database.run(
         lambda conn: conn.execute(
-            update(tables.requests).where(tables.requests.c.id == number).values(imaging_server_id=other)
+            update(table).where(table.c.id == number).values(version=table.c.version + 1, **values)
         )
     )
 

@@ -50,21 +50,23 @@ def test_a_server_that_never_ran_says_nothing(imaging_server: Server) -> None:
         ("never started", None, None),
         ("never started", None, None),
     ]
-    assert "never started" in imaging_server.get("/ui/servers/").text
+    assert "never started" in imaging_server.get("/servers").text
 
 
 def test_devices_of_a_server_that_stopped_are_not_handed_out_until_it_is_back(imaging_server: Server) -> None:
     other = Other(imaging_server, "device2")
     other.beat(stopped=True)
     rows = imaging_server.get("/api/device/list/?details=1").get_json()["devices"]
-    assert {row["name"]: row["imaging_server_state"] for row in rows} == {
+    assert {row["name"]: row["owner_state"] for row in rows} == {
         "device1": "up",
         "device2": "stopped",
         "device3": "up",
     }
-    assert imaging_server.get("/api/device/device2/details/").get_json()["imaging_server_state"] == "stopped"
-    assert "ready</span> (server stopped)" in imaging_server.get("/").text
-    assert "An imaging server is away" in imaging_server.get("/").text
+    assert imaging_server.get("/api/device/device2/details/").get_json()["owner_state"] == "stopped"
+    for path in ("/", "/servers"):
+        page = " ".join(imaging_server.get(path).text.split())
+        assert "was stopped" in page
+        assert "1 device waits: it is in no group whose servers would take over" in page
 
     taken = {imaging_server.ask().get_json()["request"]["assigned_device"] for _ in range(2)}
     assert taken == {"device1", "device3"}

@@ -13,6 +13,7 @@ import pytest
 from mozpool import resources
 from mozpool.apikit import MAX_BODY
 from mozpool.errors import DatabaseAway
+from mozpool.web.pages.base import STAMP
 from tests.app_fixtures import OTHER, OWN, Server, server
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -147,7 +148,7 @@ def test_each_call_is_logged(site: Server, caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level(logging.INFO, "mozpool.access")
     site.ask("device1", assignee="me@example.com\nPOST")
     site.get("/api/device/x%0Ay/details/")
-    site.get("/static/mozpool.css").close()
+    site.get("/static/css/mozpool.css").close()
     lines = [record.getMessage() for record in caplog.records if record.name == "mozpool.access"]
     assert len(lines) == 2
     assert re.fullmatch(r"127\.0\.0\.1 me@example\.com%0APOST POST /api/device/device1/request/ 200 \d+ ms", lines[0])
@@ -178,23 +179,19 @@ def test_the_overview_shows_who_has_what(site: Server) -> None:
     assert "default-src 'self'" in page.headers["Content-Security-Policy"]
 
 
-def test_the_overview_is_filtered_by_category(site: Server) -> None:
-    site.change("device2", state="failed_pxe_booting")
-    page = site.get("/?category=failed").text
-    assert "device2" in page
-    assert "device3" not in page
+PART = {"Mozpool-Part": "1"}
 
 
-def test_what_changes_of_the_overview_is_sent_only_when_it_changed(site: Server) -> None:
-    first = site.get("/ui/overview/")
-    again = site.get("/ui/overview/", headers={"If-None-Match": first.headers["ETag"]})
+def test_what_changes_of_a_page_is_sent_only_when_it_changed(site: Server) -> None:
+    first = site.get("/", headers=PART)
+    assert "<html" not in first.text
+    again = site.get("/", headers={**PART, "If-None-Match": first.headers["ETag"]})
     assert (again.status_code, again.data) == (304, b"")
-    site.change("device2", comments="the screen flickers")
-    views = site.app.extensions["mozpool.overview"]
-    views._last = None
-    changed = site.get("/ui/overview/", headers={"If-None-Match": first.headers["ETag"]})
+    site.change("device2", state="failed_pxe_booting")
+    site.app.extensions[STAMP].forget()
+    changed = site.get("/", headers={**PART, "If-None-Match": first.headers["ETag"]})
     assert changed.status_code == 200
-    assert "the screen flickers" in changed.text
+    assert "device2" in changed.text
 
 
 def test_pages_load_nothing_from_elsewhere() -> None:

@@ -1,18 +1,28 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""BMM's service with real files: the network boot says what the device's row says, whatever happened meanwhile."""
+"""BMM's service: the network boot says what the device's row says, whatever happened meanwhile; what needs a lease."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mozpool.bmm.interfaces import BackendContext, Target
+from mozpool.bmm.registry import Registry
+from mozpool.bmm.service import BMM
+from mozpool.clock import Deadline, SimClock
 from mozpool.db.devices import Device
-from mozpool.errors import OwnFault
+from mozpool.db.engine import Database
+from mozpool.errors import LaneError, LeaseOver, OwnFault
+from mozpool.lease import Lease
 from tests.app_fixtures import Server
+from tests.conftest import open_database
+from tests.factories import device
 
 
 class Boots:
@@ -70,3 +80,189 @@ def test_a_directory_that_is_away_is_the_servers_own_fault(boots: Boots, tmp_pat
     (tmp_path / "elsewhere").rename(tmp_path / "tftp")
     boots.sync(pxe_config="b2g")
     assert len(boots.files()) == 1
+
+
+# Within the lease
+
+
+class Recorder:
+    """All four backends at once: notes what it is told to do, and the deadline of each call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, float]] = []
+        self.during: Callable[[Deadline], None] = lambda deadline: None
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> None:
+            deadline = args[-1]
+            self.calls.append((name, deadline.remaining()))
+            self.during(deadline)
+
+        return call
+
+    def lane(self, device: Target) -> str:
+        return "recorded:1"
+
+
+class Leased:
+    """BMM's service in a group, with a lease of thirty seconds that was not begun yet."""
+
+    def __init__(self, database: Database, takeover_after: float | None = 60.0) -> None:
+        self.clock = SimClock()
+        self.lease = Lease(self.clock, takeover_after)
+        self.backend = Recorder()
+        kinds = ("power", "boot", "probe", "agent")
+        registry = Registry(
+            BackendContext(clock=self.clock, tftp_root=None),
+            dict.fromkeys(kinds, "recorded"),
+            {(kind, "recorded"): self.backend for kind in kinds},
+        )
+        self.bmm = BMM(registry, database, self.clock, "127.0.0.1", "http://127.0.0.1", self.lease)
+
+    def calls(self, act: Callable[[BMM, Device], object]) -> list[tuple[str, float]]:
+        self.backend.calls.clear()
+        act(self.bmm, device())
+        return self.backend.calls
+
+
+@pytest.fixture
+def leased(sqlite_url: str) -> Iterator[Leased]:
+    database = open_database(sqlite_url)
+    yield Leased(database)
+    database.dispose()
+
+
+ACTS: list[tuple[str, Callable[[BMM, Device], object], float]] = [
+    ("power cycle", lambda bmm, row: bmm.power_cycle(row), 30.0),
+    ("power off", lambda bmm, row: bmm.power_off(row), 30.0),
+    ("network boot", lambda bmm, row: bmm.sync_boot(row), 10.0),
+    ("reboot", lambda bmm, row: bmm.agent_reboot(row), 8.0),
+    ("command", lambda bmm, row: bmm.agent_run(row, ["ls"], 12.0), 12.0),
+    ("storage check", lambda bmm, row: bmm.check_storage(row), 195.0),
+]
+LOOKS: list[Callable[[BMM, Device], object]] = [
+    lambda bmm, row: bmm.ping(row),
+    lambda bmm, row: bmm.has_power(row),
+    lambda bmm, row: bmm.verify_agent(row),
+    lambda bmm, row: bmm.agent_uptime(row),
+]
+
+
+@pytest.mark.parametrize(("name", "act", "seconds"), ACTS)
+def test_what_changes_something_at_a_device_needs_a_lease(
+    leased: Leased, name: str, act: Callable[[BMM, Device], object], seconds: float
+) -> None:
+    with pytest.raises(LeaseOver, match=f"{name} of panda-0001 failed"):
+        leased.calls(act)
+    assert leased.backend.calls == []
+    leased.lease.renew(leased.clock.monotonic())
+    ((_, left),) = leased.calls(act)
+    assert left == min(30.0, seconds), "it goes on as long as the lease is renewed"
+    leased.clock.advance(30.0)
+    with pytest.raises(LeaseOver):
+        leased.calls(act)
+
+
+@pytest.mark.parametrize(("name", "act", "seconds"), ACTS)
+def test_it_begins_with_time_enough_and_is_cut_off_with_the_lease(
+    leased: Leased, name: str, act: Callable[[BMM, Device], object], seconds: float
+) -> None:
+    leased.lease.renew(leased.clock.monotonic())
+    leased.clock.advance(30.0 - min(15.0, seconds))
+    ((_, left),) = leased.calls(act)
+    assert left == min(15.0, seconds)
+
+    def take_long(deadline: Deadline) -> None:
+        leased.lease.end()
+        assert deadline.expired
+
+    leased.backend.during = take_long
+    leased.calls(act)
+
+
+@pytest.mark.parametrize(("name", "act", "seconds"), ACTS)
+def test_it_does_not_begin_with_less(
+    leased: Leased, name: str, act: Callable[[BMM, Device], object], seconds: float
+) -> None:
+    leased.lease.renew(leased.clock.monotonic())
+    leased.clock.advance(30.0 - min(15.0, seconds) + 0.1)
+    with pytest.raises(LeaseOver):
+        leased.calls(act)
+
+
+def test_what_fails_because_it_was_cut_off_is_nobody_elses_fault(leased: Leased) -> None:
+    """Neither the device's nor its relay board's."""
+
+    def fail(deadline: Deadline) -> None:
+        raise LaneError("panda-0001", "power cycle", "it does not answer", culprit="relay board 1")
+
+    def fail_at_the_end(deadline: Deadline) -> None:
+        leased.clock.advance(30.0)
+        fail(deadline)
+
+    leased.lease.renew(leased.clock.monotonic())
+    leased.backend.during = fail
+    with pytest.raises(LaneError):
+        leased.bmm.power_cycle(device())
+    leased.backend.during = fail_at_the_end
+    with pytest.raises(LeaseOver):
+        leased.bmm.power_cycle(device())
+
+
+# Devices that another server is about to get
+
+
+def test_a_device_is_not_let_go_while_something_is_done_to_it(leased: Leased) -> None:
+    leased.lease.renew(leased.clock.monotonic())
+    answers: list[bool] = []
+    leased.backend.during = lambda deadline: answers.append(leased.bmm.let_go(device().id))
+    for _, act, _ in ACTS:
+        leased.calls(act)
+    assert answers == [False] * len(ACTS)
+    assert leased.bmm.let_go(device().id)
+
+
+@pytest.mark.parametrize(("name", "act", "seconds"), ACTS)
+def test_nothing_is_done_to_a_device_that_was_let_go(
+    leased: Leased, name: str, act: Callable[[BMM, Device], object], seconds: float
+) -> None:
+    leased.lease.renew(leased.clock.monotonic())
+    assert leased.bmm.let_go(device().id)
+    assert leased.bmm.let_go(device().id), "however often"
+    assert leased.bmm.let_go(2)
+    with pytest.raises(LeaseOver):
+        leased.calls(act)
+    assert leased.backend.calls == []
+    leased.bmm.hold([device().id])
+    assert len(leased.calls(act)) == 1
+
+
+def test_an_operation_that_failed_keeps_no_device(leased: Leased) -> None:
+    with pytest.raises(LeaseOver):
+        leased.bmm.power_cycle(device())
+    assert leased.bmm.let_go(device().id)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_looking_needs_no_lease(leased: Leased, look: Callable[[BMM, Device], object]) -> None:
+    assert len(leased.calls(look)) == 1
+
+
+def test_a_relay_board_that_others_need_now_is_left_alone(leased: Leased) -> None:
+    with pytest.raises(LeaseOver, match="test of recorded:1 failed"):
+        leased.bmm.test_power(leased.bmm.power_lane(device()))
+    leased.lease.renew(leased.clock.monotonic())
+    leased.bmm.test_power(leased.bmm.power_lane(device()))
+    assert leased.backend.calls == [("test", 10.0)]
+
+
+@pytest.mark.parametrize(("name", "act", "seconds"), ACTS)
+def test_a_server_of_no_group_needs_none_either(
+    sqlite_url: str, name: str, act: Callable[[BMM, Device], object], seconds: float
+) -> None:
+    database = open_database(sqlite_url)
+    alone = Leased(database, takeover_after=None)
+    alone.clock.advance(1e6)
+    ((_, left),) = alone.calls(act)
+    assert left == seconds
+    database.dispose()

@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import insert, select, update
 
+from mozpool.bmm import catalogue
 from mozpool.bmm.backends.pxe import render
-from mozpool.cli import catalogue, db, pxeconfig
+from mozpool.cli import db, pxeconfig
 from mozpool.db import images, tables
 from mozpool.db.engine import Database
 from tests.conftest import open_database

@@ -84,6 +84,30 @@ def test_reading_goes_on_to_the_next_server_when_one_fails(server, other, fault)
     assert server.calls
 
 
+CUT = [
+    "HTTP/1.1 200 OK\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Le",
+    "HTTP/1.1 200 OK\r\nContent-Length: 1",
+    "HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{",
+    "HTTP/1.1 302 Found\r\nContent-Type: application/json\r\n",
+    "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1",
+    "HTTP/1.1 404 Not Fo",
+]
+
+
+@pytest.mark.parametrize("cut", CUT)
+def test_an_answer_that_is_cut_is_none(server, cut):
+    server.faults.append(Answer(200, cut=cut))
+    assert client_of(server, clock=SimClock()).version() == "5.0.0"
+    assert len(server.calls) == 2
+
+
+def test_what_was_sent_on_and_is_not_safe_to_repeat_was_not_done(server):
+    server.faults.append(Answer(302, cut="HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1"))
+    client_of(server, clock=SimClock()).reboot("panda-1")
+    assert len(server.calls) == 2
+
+
 def test_a_server_that_never_answers_leaves_time_for_the_others(server, other):
     server.always = server.hang
     client = client_of(server, other, timeout=2)

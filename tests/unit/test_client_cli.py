@@ -24,6 +24,7 @@ from click.testing import CliRunner, Result
 from mozpool import __version__, resources
 from mozpool.client import cli, output
 from mozpool.client.child import Child, Signals
+from mozpool.client.values import duration
 from mozpool.clock import Clock
 from tests.processes import default_signals
 from tests.unit.client_support import BREAK, Answer, Call, PoolServer, closed_port, error
@@ -384,13 +385,13 @@ def test_the_version_is_told(server):
     [("90", 90), ("0.5", 0.5), ("45s", 45), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1D", 86400)],
 )
 def test_durations(text, seconds):
-    assert cli.duration(text) == seconds
+    assert duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "0m", "1w", "1.5h", "m", "1e3", "nan", "inf"])
 def test_what_is_no_duration(text):
     with pytest.raises(click.BadParameter):
-        cli.duration(text)
+        duration(text)
 
 
 def test_text_from_a_server_does_nothing_to_a_terminal():

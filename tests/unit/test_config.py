@@ -154,6 +154,11 @@ def test_it_reads_the_keys_of_an_old_file(write):
         ("server", "syslog", "/dev/log", "/dev/log"),
         ("server", "syslog", "logs.example.com:514", ("logs.example.com", 514)),
         ("server", "syslog", "", None),
+        ("server", "syslog", "[fd99::1]:514", ("fd99::1", 514)),
+        ("syslog", "listen", "0.0.0.0:514", ("0.0.0.0", 514)),
+        ("syslog", "listen", "[::]:514", ("::", 514)),
+        ("syslog", "listen", "", None),
+        ("syslog", "facility", "LOCAL3", "local3"),
         ("server", "origins", "a.example.com, B.example.com:8080\n  c", ("a.example.com", "b.example.com:8080", "c")),
         ("server", "log_requests", "off", False),
         ("paths", "tftp_root", "", None),
@@ -190,7 +195,118 @@ def test_it_reads_programs_that_switch_power(write):
     assert len(settings.commands) == 4
 
 
+TOLD = """\
+[notify]
+expiry_warning = 600
+[notify ops.1]
+events = device_failed, Server_Away server_away
+email = ops@example.com, boss@example.com
+environments = production stag*
+[notify chat]
+webhook = https://chat.example.com/hooks/T0K3N
+secret = s3cr%t = ü
+events = request_ready
+[notify who]
+email = assignee
+events = request_ready device_failed
+[email]
+host = mail.example.com
+tls = STARTTLS
+ca_file = /etc/ssl/ours.pem
+username = pool
+password = p4ss
+"""
+
+
+def test_it_reads_who_is_told_what(write):
+    settings = load(write(TOLD), NOWHERE)
+    assert settings.notify == config.Notify(expiry_warning=600.0)
+    assert set(settings.targets) == {"ops.1", "chat", "who"}
+    ops = settings.targets["ops.1"]
+    assert ops.events == ("device_failed", "server_away")
+    assert ops.email == ("ops@example.com", "boss@example.com")
+    assert ops.environments == ("production", "stag*")
+    assert settings.targets["chat"].secret == "s3cr%t = ü"
+    assert settings.targets["who"].email == ("assignee",)
+    assert (settings.email.tls, settings.email.port, settings.email.delay) == ("starttls", 25, 10.0)
+    with pytest.raises(TypeError):
+        settings.targets["new"] = ops  # type: ignore[index]
+    for secret in ("T0K3N", "s3cr", "p4ss"):
+        assert secret not in repr(settings)
+
+
+def test_nobody_is_told_anything_by_default(write):
+    assert load(write("[server]\nport = 81\n"), NOWHERE).targets == {}
+
+
 # --- What is refused ---
+
+
+HOOK = ["events = device_failed", "webhook = http://x/", "secret = s"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (
+            ["[notify]", "events = x"],
+            "2: [notify] events: there is no such key; expected one of expiry_warning, give_up_",
+        ),
+        (
+            ["[notify A]", *HOOK],
+            "1: [notify A] 'A' is not right; expected [notify NAME] with 1 to 64 small letters, digi",
+        ),
+        (["[notify ]", *HOOK], "1: [notify ] '' is not right; expected [notify NAME]"),
+        (["[notify a b]", *HOOK], "1: [notify a b] 'a b' is not right; expected [notify NAME]"),
+        (["[notifi a]", *HOOK], "1: [notifi a] there is no such section; did you mean notify?"),
+        (["[notify a]", *HOOK, "device = x"], "5: [notify a] device: there is no such key; did you mean devices?"),
+        (["[notify a]", *HOOK, "secret = t"], "5: [notify a] secret: is already set in line 4"),
+        (
+            ["[notify a]", *HOOK[1:]],
+            "2: [notify a] events: is missing; expected events, separated by spaces or commas:",
+        ),
+        (
+            ["[notify a]", "events = device_failed, x"],
+            "2: [notify a] events: 'device_failed, x' is not right; expected eve",
+        ),
+        (["[notify a]", HOOK[0]], "2: [notify a] webhook: expected either webhook or email, and not both"),
+        (
+            ["[notify a]", *HOOK, "email = a@b.c"],
+            "3: [notify a] webhook: expected either webhook or email, and not both",
+        ),
+        (["[notify a]", *HOOK[:2]], "2: [notify a] secret: is missing: the calls of a webhook are signed"),
+        (
+            ["[notify a]", HOOK[0], "webhook = ftp://x/"],
+            "3: [notify a] webhook: (a secret) is not right; expected an http",
+        ),
+        (["[notify a]", HOOK[0], "email = a@b.c"], "3: [notify a] email: needs a mail server: [email] host is not set"),
+        (
+            ["[notify a]", HOOK[0], "email = a@b@c"],
+            "3: [notify a] email: 'a@b@c' is not right; expected e-mail addresses",
+        ),
+        (["[notify a]", HOOK[0], "email = assignee a@b.c"], "3: [notify a] email: 'assignee a@b.c' is not right"),
+        (
+            ["[email]", "host = m", "[notify a]", HOOK[0], "email = assignee"],
+            "5: [notify a] email: only requests have an assignee; expected one of the events request_...",
+        ),
+        (
+            ["[email]", "host = m", "[notify a]", HOOK[0], "email = a@b.c", "secret = s"],
+            "6: [notify a] secret: is for a webhook; mail is not signed",
+        ),
+        (["[email]", "sender = me"], "2: [email] sender: 'me' is not right; expected an e-mail address"),
+        (["[email]", "tls = ssl"], "2: [email] tls: 'ssl' is not right; expected one of none, starttls, tls"),
+        (
+            ["[notify]", "expiry_warning = 90000"],
+            "2: [notify] expiry_warning: '90000' is not right; expected seconds, from",
+        ),
+    ],
+)
+def test_it_names_what_is_wrong_with_who_is_told(write, lines, problem):
+    file = write("\n".join(lines))
+    with pytest.raises(ConfigError) as caught:
+        load(file, NOWHERE)
+    (found,) = caught.value.problems
+    assert str(found).removeprefix(f"{file}:").startswith(problem)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +358,10 @@ def test_it_names_what_is_no_program_that_switches_power(write, lines, problems)
         ("server", "heartbeat_file", "heartbeat", "an absolute path, or nothing"),
         ("server", "heartbeat_file", "~nobody-of-that-name/x", "an absolute path, or nothing"),
         ("server", "log_level", "loud", "one of debug, info, warning, error"),
+        ("syslog", "listen", "514", "HOST:PORT, or nothing"),
+        ("syslog", "listen", "/dev/log", "HOST:PORT, or nothing"),
+        ("syslog", "listen", "host:0", "HOST:PORT, or nothing"),
+        ("syslog", "lines_per_second", "0", "lines a second, more than 0"),
         ("server", "syslog", "dev/log", "a path such as /dev/log, or HOST:PORT, or nothing"),
         ("server", "syslog", "host:70000", "a path such as /dev/log, or HOST:PORT, or nothing"),
         ("server", "origins", "http://a.example.com", "host names (HOST or HOST:PORT, without http://), separated"),
@@ -270,8 +390,68 @@ def test_it_refuses_other_databases_without_showing_the_password(write, url):
     (problem,) = problems(write(f"[database]\nengine = {url}\n"))
     assert problem == (
         "2: [database] engine: (a secret) is not right; "
-        "expected mysql+pymysql://USER:PASSWORD@HOST/NAME or sqlite:////PATH, or nothing"
+        "expected mysql+pymysql://USER:PASSWORD@HOST/NAME (or HOST1:PORT,HOST2,HOST3, each once) or sqlite:////PATH, "
+        "or nothing"
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("mysql://u:pw@db1/d", [("db1", None)]),
+        ("mysql://u:pw@db1,db2:3307,10.1.0.5/d", [("db1", None), ("db2", 3307), ("10.1.0.5", None)]),
+        ("mariadb://u@[fd00::1]:3307,[fd00::2]/d", [("fd00::1", 3307), ("fd00::2", None)]),
+        ("mysql+pymysql://u:a,b%40c@db1,db2/d?ssl_ca=/x,y", [("db1", None), ("db2", None)]),
+        ("mysql://u:a,b@db1/d", [("db1", None)]),
+        ("mysql://db1,db2/d", [("db1", None), ("db2", None)]),
+    ],
+)
+def test_an_engine_may_name_the_nodes_of_a_cluster(url, hosts):
+    urls = config.database_urls(url)
+    assert [(each.host, each.port) for each in urls] == hosts
+    assert {each.drivername for each in urls} == {"mysql+pymysql"}
+    assert {(each.username, each.password, each.database) for each in urls} == {
+        (urls[0].username, urls[0].password, "d")
+    }
+
+
+def test_the_engine_of_a_cluster_is_kept_as_it_is_written(write):
+    settings = load(write("[database]\nengine = mysql://u:a,b@db1:3307,db2/d\n"))
+    assert settings.database.engine == "mysql+pymysql://u:a,b@db1:3307,db2/d"
+
+
+def test_a_comma_in_the_path_of_an_sqlite_file_names_no_host():
+    (url,) = config.database_urls("sqlite:////srv/a,b@c/pool.sqlite")
+    assert url.database == "/srv/a,b@c/pool.sqlite"
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        "db1,",
+        ",db1",
+        "db1,,db2",
+        "db1, db2",
+        "db1,db1",
+        "db1,db1:3306",
+        "db1:0,db2",
+        "db1:x,db2",
+        "db1:,db2",
+        "db1,db2:70000",
+        "db1/d,db2",
+        "db1,db2/d,db3",
+        "db1,db2@db3",
+    ],
+)
+def test_it_refuses_a_list_of_hosts_that_is_none(write, hosts):
+    (problem,) = problems(write(f"[database]\nengine = mysql://u:hunter2@{hosts}/d\n"))
+    assert problem.startswith("2: [database] engine: (a secret) is not right; expected mysql+pymysql://")
+
+
+@pytest.mark.parametrize("url", ["mysql://u@a,b/d?unix_socket=/s", "sqlite://a,b/d", "mysql://u@a,b/d?port=1"])
+def test_only_mysql_over_tcp_has_several_hosts(url):
+    with pytest.raises(ValueError, match="only MySQL over TCP"):
+        config.database_urls(url)
 
 
 def test_it_never_shows_secrets(write, caplog):
@@ -421,3 +601,83 @@ def test_who_is_away_was_silent_for_some_signs_of_life(tmp_path: Path) -> None:
     file.write_text("[server]\nheartbeat_interval = 20\n")
     with pytest.raises(ConfigError, match=r"config.ini:2: \[server\] away_after: 30 is not at least"):
         load(file)
+
+
+def server_section(tmp_path: Path, **keys: object) -> Path:
+    """A file with these keys of [server], from its second line on."""
+    file = tmp_path / "config.ini"
+    file.write_text("[server]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items()))
+    return file
+
+
+def test_no_server_is_in_a_group_by_itself(tmp_path: Path) -> None:
+    server = load(server_section(tmp_path, port=8080), NOWHERE).server
+    assert (server.group, server.takeover_after) == (None, 60.0)
+    assert load(server_section(tmp_path, group=""), NOWHERE).server.group is None
+
+
+@pytest.mark.parametrize("group", ["lab", "Lab-2.north_west", "x" * 64])
+def test_a_group_has_a_name(tmp_path: Path, group: str) -> None:
+    assert load(server_section(tmp_path, group=group), NOWHERE).server.group == group
+
+
+@pytest.mark.parametrize("group", ["two words", "a,b", "x" * 65, "gr\u00f6\u00dfe", "lab/2", "none!"])
+def test_the_name_of_a_group_is_one_plain_word(tmp_path: Path, group: str) -> None:
+    (problem,) = problems(server_section(tmp_path, port=8080, group=group))
+    assert problem.startswith("3: [server] group: ")
+    assert "expected a name of at most 64 letters, digits and . _ -, or nothing" in problem
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        (
+            {"group": "lab", "takeover_after": 29},
+            "3: [server] takeover_after: 29 is not at least six times heartbeat_interval, 5",
+        ),
+        (
+            {"takeover_after": 60, "heartbeat_interval": 10.5, "away_after": 40, "group": "lab"},
+            "2: [server] takeover_after: 60 is not at least six times heartbeat_interval, 10.5",
+        ),
+        (
+            {"group": "lab", "away_after": 40, "heartbeat_interval": 11},
+            "4: [server] takeover_after: 60 is not at least six times heartbeat_interval, 11",
+        ),
+        (
+            {"group": "lab", "takeover_after": 40, "away_after": 45},
+            "3: [server] takeover_after: 40 is not at least away_after, 45",
+        ),
+        (
+            {"away_after": 90, "group": "lab"},
+            "2: [server] takeover_after: 60 is not at least away_after, 90",
+        ),
+        (
+            {"group": "lab", "takeover_after": 20, "away_after": 10},
+            "4: [server] away_after: 10 is not at least three times heartbeat_interval, 5",
+        ),
+        (
+            {"group": "lab", "takeover_after": 0},
+            "3: [server] takeover_after: '0' is not right; expected seconds, more than 0",
+        ),
+    ],
+)
+def test_who_is_taken_over_from_was_away_and_silent_for_six_signs_of_life(
+    tmp_path: Path, keys: dict[str, object], problem: str
+) -> None:
+    assert problems(server_section(tmp_path, **keys)) == [problem]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"group": "lab"},
+        {"group": "lab", "takeover_after": 30, "away_after": 30},
+        {"group": "lab", "takeover_after": 6, "away_after": 3, "heartbeat_interval": 1},
+        {"group": "lab", "takeover_after": 3600},
+        {"takeover_after": 1},  # nobody takes over
+        {"away_after": 90},
+    ],
+)
+def test_any_other_time_will_do(tmp_path: Path, keys: dict[str, object]) -> None:
+    server = load(server_section(tmp_path, **keys), NOWHERE).server
+    assert {key: getattr(server, key) for key in keys} == keys

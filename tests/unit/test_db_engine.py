@@ -4,20 +4,24 @@
 """Transactions, repeats and a database that goes away, with real servers that really go away."""
 
 import random
+import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
+import pymysql
 import pytest
 from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from mozpool.clock import Clock, SimClock
-from mozpool.db import schema
-from mozpool.db.engine import Database
+from mozpool.db import engine, schema
+from mozpool.db.engine import IDLE_TRANSACTION, Database
+from mozpool.db.nodes import NodeConnection
 from mozpool.db.tables import imaging_servers
 from mozpool.errors import DatabaseAway
 from tests.conftest import open_database
@@ -498,3 +502,224 @@ def test_it_says_that_a_database_does_not_exist_or_may_not_be_used(mariadb: Mari
 def test_it_does_not_cut_off_what_is_too_long(on_mysql: Database):
     with pytest.raises(DataError, match="Data too long"):
         on_mysql.run(add("x" * 300))
+
+
+@mysql
+@pytest.mark.parametrize("code", [1047, 1205, 1213])
+def test_a_commit_that_was_refused_did_not_take_place(
+    on_mysql: Database, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Such an error leaves no doubt, even if nobody could tell afterwards."""
+    commit, left = NodeConnection.commit, [1]
+
+    def refused(connection: NodeConnection) -> None:
+        if left:
+            left.pop()
+            raise pymysql.err.OperationalError(code, "refused")
+        commit(connection)
+
+    monkeypatch.setattr(NodeConnection, "commit", refused)
+    on_mysql.run(add("once"))
+    with on_mysql.read() as connection:
+        assert names(connection) == ["once"]
+
+
+@mysql
+def test_a_commit_after_which_the_node_lost_the_cluster_is_in_doubt(
+    on_mysql: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_connection: NodeConnection) -> None:
+        raise pymysql.err.OperationalError(1180, "Got error during COMMIT")
+
+    monkeypatch.setattr(NodeConnection, "commit", lost)
+    with pytest.raises(DatabaseAway, match="may have taken place"):
+        on_mysql.run(add("who knows"))
+
+
+@mysql
+def test_a_read_that_others_spoil_is_sent_again(on_mysql: Database, mariadb: MariaDB) -> None:
+    spoilt = "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'Deadlock found'"
+    mariadb.execute(
+        "CREATE FUNCTION mozpool_shared.spoilt(times INT) RETURNS INT BEGIN SET @calls = COALESCE(@calls, 0) + 1; "
+        f"IF @calls <= times THEN {spoilt}; END IF; RETURN @calls; END"
+    )
+    try:
+        with on_mysql.read() as connection:
+            assert connection.execute(text("SELECT spoilt(3)")).scalar_one() == 4
+        with pytest.raises(DatabaseAway, match="too busy: Deadlock"), on_mysql.read() as connection:
+            connection.execute(text("SELECT spoilt(1000)"))
+    finally:
+        mariadb.execute("DROP FUNCTION mozpool_shared.spoilt")
+
+
+# -- transactions that nobody ends
+
+
+@mysql
+def test_the_server_ends_what_a_hanging_process_left_open(on_mysql: Database, mariadb: MariaDB) -> None:
+    limit = "SELECT @@idle_transaction_timeout"
+    for use in (on_mysql.begin, on_mysql.read):
+        with use() as connection:
+            assert connection.execute(text(limit)).scalar_one() == IDLE_TRANSACTION
+    with on_mysql.maintenance() as connection:
+        assert connection.execute(text(limit)).scalar_one() == 0
+    on_mysql.run(add("wanted"))
+    tries = []
+
+    def hang(connection: Connection) -> None:
+        tries.append(number_of_connection(connection))
+        if len(tries) == 1:
+            connection.execute(text("SET SESSION idle_transaction_timeout = 1"))
+        connection.execute(update(imaging_servers).values(fqdn=f"try {len(tries)}"))  # locks the row
+        if len(tries) == 1:  # another session gets it; it waits for two seconds at most
+            mariadb.execute(
+                "SET STATEMENT innodb_lock_wait_timeout = 20 FOR UPDATE imaging_servers SET fqdn = 'mine'",
+                name="mozpool_shared",
+            )
+        names(connection)
+
+    on_mysql.run(hang)
+    assert len(set(tries)) == 2
+    with on_mysql.read() as connection:
+        assert names(connection) == ["try 2"]
+
+
+# -- several hosts
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A port that takes connections and never answers, as a process that hangs does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@contextmanager
+def several(mariadb: MariaDB, hosts: str, connect_timeout: float = 5.0) -> Iterator[Database]:
+    """The shared database under several hosts, of which only some are it."""
+    url = f"mysql://root@{hosts}/mozpool_shared"
+    database = Database(url, clock=Clock(), rng=random.Random(1), connect_timeout=connect_timeout)
+    yield database
+    database.dispose()
+
+
+@mysql
+def test_it_takes_the_next_host_where_one_refuses(mysql_url: str, mariadb: MariaDB) -> None:
+    with several(mariadb, f"127.0.0.1:1,127.0.0.1:{mariadb.port}") as database:
+        assert database.name == f"the database mozpool_shared at 127.0.0.1:1, 127.0.0.1:{mariadb.port}"
+        database.run(add("on the second one"), patience=0)
+        with database.read() as connection:
+            assert names(connection) == ["on the second one"]
+        with database.maintenance() as connection:
+            assert names(connection) == ["on the second one"]
+
+
+@mysql
+def test_a_host_that_hangs_is_waited_for_once(mysql_url: str, mariadb: MariaDB, silent: int) -> None:
+    with several(mariadb, f"127.0.0.1:{silent},127.0.0.1:{mariadb.port}", connect_timeout=1.0) as database:
+        started = time.monotonic()
+        database.ping()
+        assert 1.0 <= time.monotonic() - started < 3.0
+        started = time.monotonic()
+        with ThreadPoolExecutor(10) as threads:
+            list(threads.map(lambda number: database.run(add(f"server{number}")), range(10)))
+        assert time.monotonic() - started < 1.0
+
+
+@mysql
+def test_all_hosts_are_tried_before_the_database_is_away(mysql_url: str, mariadb: MariaDB) -> None:
+    with several(mariadb, "127.0.0.1:1,127.0.0.1:2") as database:
+        with pytest.raises(DatabaseAway, match=r"127\.0\.0\.1:1, 127\.0\.0\.1:2 is away: .*refused"):
+            database.run(names, patience=0)
+        with pytest.raises(DatabaseAway, match="refused"):
+            database.ping()
+
+
+@mysql
+def test_a_read_whose_connection_is_lost_is_sent_again_where_there_are_other_hosts(
+    mysql_url: str, mariadb: MariaDB
+) -> None:
+    with several(mariadb, f"127.0.0.1:{mariadb.port},localhost:{mariadb.port}") as database:
+        database.run(add("there"))
+        with database.read() as connection:
+            number = number_of_connection(connection)
+            mariadb.execute("KILL %s", number)
+            assert names(connection) == ["there"]
+            assert number_of_connection(connection) != number
+            settings = connection.execute(text("SELECT @@autocommit, @@tx_read_only, @@tx_isolation")).one()
+            assert settings == (1, 1, "READ-COMMITTED")
+
+
+@mysql
+def test_a_silent_host_is_left_in_the_middle_of_the_work(
+    mysql_url: str, mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mozpool.db.engine.CLUSTER_ANSWER_WITHIN", 0.5)
+    tries = []
+
+    def work(connection: Connection) -> int:
+        tries.append(connection.connection.dbapi_connection.host)  # type: ignore[union-attr]
+        if len(tries) == 1:
+            connection.execute(text("SELECT SLEEP(5)"))
+        return int(add("once")(connection))
+
+    with several(mariadb, f"127.0.0.1:{mariadb.port},localhost:{mariadb.port}") as database:
+        database.ping()
+        database.run(work, patience=0)
+        assert tries == ["127.0.0.1", "localhost"]
+        with database.read() as connection:  # its connection to the first one was idle, and is not used any more
+            assert connection.connection.dbapi_connection.host == "localhost"  # type: ignore[union-attr]
+            assert names(connection) == ["once"]
+
+
+@mysql
+def test_what_may_be_done_twice_is_done_again_when_its_commit_is_in_doubt(on_mysql: Database, mariadb: MariaDB) -> None:
+    on_mysql.run(add("before"))
+    tries = []
+
+    def work(connection: Connection) -> str:
+        tries.append(number_of_connection(connection))
+        connection.execute(update(imaging_servers).values(fqdn="after"))
+        if len(tries) == 1:
+            mariadb.execute("KILL %s", tries[0])  # the next thing sent is COMMIT
+        return "done"
+
+    assert on_mysql.run(work, repeatable=True) == "done"
+    assert len(tries) == 2
+
+
+@mysql
+def test_a_row_that_is_locked_on_one_host_for_long_is_tried_on_another(
+    mysql_url: str, mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorter = engine._MYSQL_SESSION.replace("innodb_lock_wait_timeout = 3", "innodb_lock_wait_timeout = 1")
+    monkeypatch.setattr(engine, "_MYSQL_SESSION", shorter)
+    monkeypatch.setattr(engine, "LOCK_WAITS", 2)
+    tries = []
+
+    with several(mariadb, f"127.0.0.1:{mariadb.port},localhost:{mariadb.port}") as database:
+        database.run(add("wanted"))
+        with closing(mariadb.connect("mozpool_shared")) as other, other.cursor() as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute("UPDATE imaging_servers SET fqdn = 'locked'")
+
+            def work(connection: Connection) -> None:
+                tries.append(connection.connection.dbapi_connection.host)  # type: ignore[union-attr]
+                if len(tries) == 3:
+                    cursor.execute("ROLLBACK")
+                connection.execute(update(imaging_servers).values(fqdn="mine"))
+
+            database.run(work)
+        assert tries == ["127.0.0.1", "127.0.0.1", "localhost"]
+
+
+@mysql
+def test_hosts_that_are_all_silent_are_not_waited_for_again_and_again(
+    mysql_url: str, mariadb: MariaDB, silent: int
+) -> None:
+    with several(mariadb, f"127.0.0.1:{silent},localhost:{silent}", connect_timeout=0.5) as database:
+        for most in (1.0, 0.5):  # all of them once, then one at a time
+            started = time.monotonic()
+            with pytest.raises(DatabaseAway, match="timed out"):
+                database.run(names, patience=0)
+            assert most <= time.monotonic() - started < most + 0.4

@@ -926,6 +926,25 @@ def test_the_image_is_unknown_from_when_it_is_written(state: str, event: str) ->
     assert decision.columns == UNKNOWN_IMAGE
 
 
+@pytest.mark.parametrize("state", ["android_downloading", "b2g_downloading", "raw_downloading"])
+def test_a_slow_board_may_write_until_its_power_is_cut(state: str) -> None:
+    """Nobody waits for it any more, but its live image goes on."""
+    situation = {**HOLDS_AGENT_IMAGE, "boot_config": "{}", **GETS_PLAIN_IMAGE}
+    for failures in (0, 3):
+        decision = decide(state, TIMEOUT, counters={state: failures}, **situation)
+        assert decision.columns.items() >= UNKNOWN_IMAGE.items()
+    # Only its agent can reboot it: what it has is believed until it is given up.
+    assert "image_id" not in decide(state, TIMEOUT, **situation, **NO_POWER).columns
+    assert decide(state, TIMEOUT, counters={state: 3}, **situation, **NO_POWER).columns.items() >= UNKNOWN_IMAGE.items()
+
+
+def test_what_a_device_holds_is_unknown_when_an_installation_is_broken_off_by_force() -> None:
+    holds = {**HOLDS_AGENT_IMAGE, "boot_config": "{}"}
+    decision = force("b2g_downloading", "ready", **holds, **GETS_PLAIN_IMAGE)
+    assert decision.columns.items() >= UNKNOWN_IMAGE.items()
+    assert "image_id" not in force("pc_pinging", "ready", **holds).columns
+
+
 @pytest.mark.parametrize("event", ["android_downloading", "b2g_downloading", "raw_downloading"])
 def test_the_image_is_still_known_while_the_next_one_is_fetched(event: str) -> None:
     decision = decide("mobile_init_started", event, **HOLDS_AGENT_IMAGE, **GETS_PLAIN_IMAGE)
@@ -1410,3 +1429,94 @@ def test_a_reboot_prefers_the_agents_word() -> None:
 def test_each_state_belongs_to_a_category(state: str, claimed: bool, expected: str) -> None:
     assert category(state, claimed) == expected
     assert expected in CATEGORIES
+
+
+# Another server acts on the device from now on
+
+RESTING = ("new", "unknown", "locked_out", "troubleshooting", "ready", "maintenance_mode", *FAILED)
+BEGINS_ANEW: dict[str, tuple[str, ...]] = {
+    "pc_power_cycling": ("pc_power_cycling",),
+    "pc_rebooting": ("pc_rebooting",),
+    "pc_sut_rebooting": ("pc_power_cycling",),
+    "pc_pinging": ("pc_pinging",),
+    "start_pxe_boot": ("pxe_power_cycling",),
+    "start_self_test": ("pxe_power_cycling",),
+    "start_maintenance": ("pxe_power_cycling",),
+    "pxe_power_cycling": ("pxe_power_cycling",),
+    "pxe_booting": ("pxe_power_cycling",),
+    "mobile_init_started": ("pxe_power_cycling",),
+    "android_downloading": ("pxe_power_cycling",),
+    "android_extracting": ("pxe_power_cycling",),
+    "b2g_downloading": ("pxe_power_cycling",),
+    "b2g_extracting": ("pxe_power_cycling",),
+    "raw_downloading": ("pxe_power_cycling",),
+    "raw_writing": ("pxe_power_cycling",),
+    "raw_rebooting": ("raw_rebooting",),
+    "sut_verifying": ("sut_verifying",),
+    "sut_verify_power_cycle": ("sut_verify_power_cycle",),
+    "sut_sdcard_verifying": ("sut_sdcard_verifying",),
+    "operation_complete": ("operation_complete", "ready"),
+    "self_test_running": ("start_self_test", "pxe_power_cycling"),
+}
+EFFECT_OF: dict[str, type[Effect]] = {
+    "pc_power_cycling": PowerCycle,
+    "pc_rebooting": AwaitReboot,
+    "pc_pinging": Ping,
+    "pxe_power_cycling": PowerCycle,
+    "raw_rebooting": AwaitReboot,
+    "sut_verifying": VerifyAgent,
+    "sut_verify_power_cycle": PowerCycle,
+    "sut_sdcard_verifying": CheckStorage,
+}
+"""What a state has done to the device as soon as it is entered."""
+
+
+def test_each_state_says_what_becomes_of_it_when_another_server_takes_over() -> None:
+    assert sorted([*RESTING, *BEGINS_ANEW]) == sorted(MACHINE.states)
+
+
+@pytest.mark.parametrize("state", [*RESTING, "a_state_of_long_ago"])
+def test_a_device_at_rest_stays_as_it_is_under_another_server(state: str) -> None:
+    """The files that it boots from are written, where that server has old ones."""
+    assert MACHINE.stays(state, "taken_over")
+    decision = decide(state, "taken_over", counters={"pxe_booting": 3}, **HELD)
+    assert decision.path == ()
+    assert decision.timeout is None
+    assert decision.effects == (SyncBoot(),)
+    assert (decision.columns, decision.counters) == ({}, {"pxe_booting": 3})
+    assert_nobody_told(decision)
+
+
+@pytest.mark.parametrize(("state", "path"), BEGINS_ANEW.items())
+def test_what_was_going_on_begins_anew_under_another_server(state: str, path: tuple[str, ...]) -> None:
+    assert not MACHINE.stays(state, "taken_over")
+    decision = decide(state, "taken_over", **GETS_AGENT_IMAGE, **WORKING_FOR_HOLDER)
+    assert decision.path == path
+    assert decision.timeout == LIMITS[path[-1]][0]
+    effect = EFFECT_OF.get(path[-1])
+    assert effect is None or effect in map(type, decision.effects)
+    assert SyncBoot() in decision.effects or PowerCycle() in decision.effects, "its boot files are written"
+    assert {target for source, event, target in MACHINE.edges() if (source, event) == (state, "taken_over")} >= {
+        path[0]
+    }
+
+
+@pytest.mark.parametrize("state", sorted(set(BEGINS_ANEW) - {"start_pxe_boot", "start_self_test", "start_maintenance"}))
+def test_it_is_no_failure_that_another_server_took_over(state: str) -> None:
+    """A device that had one try left has it still."""
+    left = {step: (LIMITS[step][1] or 1) - 1 for step in ("pxe_booting", "pc_pinging", "sut_verifying")}
+    decision = decide(state, "taken_over", counters=left, **GETS_PLAIN_IMAGE)
+    assert not decision.target.startswith("failed_")
+    if state not in ("operation_complete", "self_test_running"):
+        assert decision.counters == left
+
+
+def test_the_holder_hears_of_an_operation_that_ended_just_before_another_server_took_over() -> None:
+    decision = decide("operation_complete", "taken_over", **WORKING_FOR_HOLDER, **GETS_PLAIN_IMAGE)
+    assert decision.path == ("operation_complete", "ready")
+    assert_told(decision, "complete")
+
+
+def test_a_self_test_without_a_self_test_image_is_a_reboot_under_another_server_too() -> None:
+    decision = decide("start_self_test", "taken_over", reads=NO_SELF_TEST, **HOLDS_PLAIN_IMAGE)
+    assert decision.path == ("pc_power_cycling",)

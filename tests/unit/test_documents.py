@@ -17,7 +17,7 @@ import click
 import pytest
 
 from mozpool import resources
-from mozpool.config import SECTIONS, keys
+from mozpool.config import NAMED, SECTIONS, keys, spec_of
 from mozpool.db.tables import metadata
 from mozpool.lifeguard.devicemachine import device_machine
 from mozpool.pool.requestmachine import request_machine
@@ -28,7 +28,7 @@ if resources.CHECKOUT is None:
 ROOT = resources.CHECKOUT
 README = ROOT / "README.md"
 DOCUMENTS = sorted([README, ROOT / "UPGRADING.md", *(ROOT / "docs").glob("*.md")])
-GENERATED = {"states.md"}
+GENERATED = {"metrics.md", "states.md"}
 
 
 def ids(path: Path) -> str:
@@ -224,7 +224,8 @@ def test_settings_that_it_names_exist(document):
 
 def test_upgrading_names_every_setting():
     text = (ROOT / "UPGRADING.md").read_text(encoding="utf-8")
-    for section, spec in SECTIONS.items():
+    named = {f"{word} NAME": kind.section for word, (_, kind) in NAMED.items()}
+    for section, spec in {**SECTIONS, **named}.items():
         assert f"[{section}]" in text
         for key in keys(spec) if isinstance(spec, type) else ():
             assert f"`{key}`" in text or key in ("engine", "fqdn", "run_fakes", "url", "tftp_root") or "fake_" in key, (
@@ -250,7 +251,8 @@ def test_configuration_samples_can_be_read():
         parser = configparser.RawConfigParser()
         parser.read_string(block)
         for section in parser.sections():
-            spec = SECTIONS[section]
+            spec = spec_of(section)
+            assert spec is not None, section
             assert not isinstance(spec, type) or set(parser[section]) <= set(keys(spec))
 
 

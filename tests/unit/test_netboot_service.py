@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -27,6 +29,7 @@ from mozpool.cli.netboot import main
 from mozpool.clock import Clock, Event
 from mozpool.config import ConfigError, Netboot, Settings
 from mozpool.errors import DatabaseAway, MozpoolError
+from mozpool.lease import Lease
 
 needs_setpriv = pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not installed (util-linux)")
 
@@ -121,8 +124,8 @@ def start(pool, caplog) -> Iterator[Callable[..., NetbootService]]:
     caplog.set_level(logging.INFO, "mozpool.netboot")
     with ExitStack() as stack:
 
-        def started(script: str, **keys: object) -> NetbootService:
-            made = NetbootService(pool.settings(script, **keys), pool, pool.clock)
+        def started(script: str, lease: Lease | None = None, **keys: object) -> NetbootService:
+            made = NetbootService(pool.settings(script, **keys), pool, pool.clock, lease=lease)
             stack.callback(made.stop)
             made.start()
             return made
@@ -223,6 +226,88 @@ def test_without_its_devices_it_does_not_start_and_later_keeps_what_it_knew(pool
     assert len(pool.said("can't see its devices: ValueError", caplog)) == 1
 
 
+def lapse(lease: Lease, clock: Hasty) -> None:
+    """The server is out of touch for too long, and the lease is over."""
+    lease._end = clock.monotonic()
+
+
+def renew(lease: Lease, clock: Hasty) -> None:
+    """The server is in touch again."""
+    if lease.left() <= 0:
+        lease.new_term()
+    lease.renew(clock.monotonic())
+
+
+@needs_setpriv
+def test_it_runs_within_the_lease_alone_and_then_asks_anew_which_boards_there_are(pool, start, caplog):
+    lease = Lease(pool.clock, 1000)
+    start(STAND_IN + "while True: signal.pause()", lease)
+    time.sleep(0.2)
+    assert "knows" not in caplog.text
+    renew(lease, pool.clock)
+    pool.said("knows", caplog)
+    lapse(lease, pool.clock)
+    pool.said("network boot ends until this server is in touch again", caplog)
+    pool.error = DatabaseAway("the database is away")
+    renew(lease, pool.clock)
+    pool.look(3)
+    assert len(pool.said("knows", caplog)) == 1  # not with the boards that it had
+    pool.boards = [TWO]
+    pool.error = None
+    second = pool.said("knows", caplog, 2)[1]
+    assert "10.99.0.11" not in second
+    assert "again in" not in caplog.text
+
+
+@needs_setpriv
+def test_a_lease_that_ended_and_was_renewed_unseen_counts_as_over(pool, start, caplog):
+    lease = Lease(pool.clock, 1000)
+    renew(lease, pool.clock)
+    start(STAND_IN + "while True: signal.pause()", lease)
+    first = pool.said("knows", caplog)
+    lapse(lease, pool.clock)
+    renew(lease, pool.clock)
+    second = pool.said("knows", caplog, 2)
+    assert pids(first) != pids(second)[1:]
+    assert len(pool.said("network boot ends until this server is in touch again", caplog)) == 1
+
+
+@needs_setpriv
+def test_what_is_watched_over_may_run_for_as_long_as_the_lease(pool, start, caplog):
+    told: list[float] = []
+    ended: list[int] = []
+
+    @contextmanager
+    def leash(process: subprocess.Popen[bytes]) -> Iterator[Callable[[float], None]]:
+        yield told.append
+        assert process.poll() is not None, "it is watched over until it has ended"
+        ended.append(process.pid)
+
+    lease = Lease(pool.clock, 1000, leash=leash)
+    renew(lease, pool.clock)
+    service = start(STAND_IN + "while True: signal.pause()", lease)
+    (line,) = pool.said("knows", caplog)
+    pool.look(3)
+    service.stop()
+    assert len(told) > 2
+    assert all(490 < seconds <= 500 for seconds in told)
+    assert ended == [int(pids([line])[0])]
+
+
+@needs_setpriv
+def test_one_that_was_killed_when_the_lease_ended_is_no_failure(pool, start, caplog):
+    lease = Lease(pool.clock, 1000)
+    renew(lease, pool.clock)
+    start(STAND_IN + "while True: signal.pause()", lease)
+    (pid,) = pids(pool.said("knows", caplog))
+    lapse(lease, pool.clock)
+    os.kill(int(pid), signal.SIGKILL)
+    pool.said("network boot ends until this server is in touch again", caplog)
+    renew(lease, pool.clock)
+    pool.said("knows", caplog, 2)
+    assert "again in" not in caplog.text
+
+
 @needs_setpriv
 def test_boards_that_are_left_out_are_named_once(pool, start, caplog):
     pool.boards = [ONE, Board("astray", "aabbccddee09", "192.0.2.1")]
@@ -272,10 +357,10 @@ def config(tmp_path: Path, sqlite_url: str) -> Callable[..., str]:
     root = tmp_path / "root"
     root.mkdir()
 
-    def write(*more: str, fqdn: str = OWN) -> str:
+    def write(*more: str, fqdn: str = OWN, group: str = "") -> str:
         file = tmp_path / "config.ini"
         lines = [
-            f"[database]\nengine = {sqlite_url}\n[server]\nfqdn = {fqdn}\nipaddress = 10.99.0.1",
+            f"[database]\nengine = {sqlite_url}\n[server]\nfqdn = {fqdn}\nipaddress = 10.99.0.1\ngroup = {group}",
             f"[paths]\ntftp_root = {root}\n[netboot]",
             *more,
         ]
@@ -307,6 +392,20 @@ def test_what_is_wrong_with_the_settings_ends_every_command_with_status_1(config
         result = run("--config", file, command)
         assert result.exit_code == 1
         assert f"Error: {file}: [netboot] network: is not set; mode dhcp needs" in result.stderr
+
+
+def test_a_member_of_a_group_leaves_it_to_its_daemon(config):
+    result = run("--config", config(NETWORK, group="lab"), "run")
+    assert result.exit_code == 1
+    assert "this server is in the group lab" in result.stderr
+    assert "[netboot] run_dnsmasq = true" in result.stderr
+    wrong = "[netboot] run_dnsmasq is false"
+    assert wrong in run("--config", config(NETWORK, group="lab"), "check").stdout
+    assert wrong not in run("--config", config(NETWORK, "run_dnsmasq = true", group="lab"), "check").stdout
+    assert wrong not in run("--config", config(NETWORK), "check").stdout
+    assert run("--config", config(NETWORK, "dnsmasq = /nowhere", "mode = tftp", group="lab"), "run").stderr.count(
+        "/nowhere is not installed"
+    )
 
 
 def test_a_wrong_command_line_ends_with_status_2(tmp_path):

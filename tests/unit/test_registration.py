@@ -355,6 +355,17 @@ def test_a_device_of_another_imaging_server_is_refused(lab: Lab):
     lab.refuses(android("other-0001", "10.1.0.77"), "10.1.0.77", "is a device of")
 
 
+def test_a_device_registers_at_its_own_server_and_at_the_one_that_has_taken_it_over(lab: Lab):
+    """It is set up to call one of them, and that is heard by whichever answers at that address."""
+    for name, address, server in (("guest-0001", "10.1.0.21", 2), ("lent-0001", "10.1.0.22", 1)):
+        lab.add(name, address, server=server, owner_id=3 - server)
+        before = lab.device(name)
+        lab.register(android(name, address), address)
+        after = lab.device(name)
+        assert after.last_seen is not None
+        assert (after.owner_id, after.imaging_server_id, after.epoch) == (3 - server, server, before.epoch)
+
+
 def test_another_port_of_the_agent_is_used_from_then_on(lab: Lab):
     lab.database.run(lambda conn: devices.set_attributes(conn, 1, backends='{"probe": "echo"}'))
     lab.register(android("panda-0001", "10.1.0.5", 20799), "10.1.0.5")

@@ -15,7 +15,7 @@ import pytest
 
 from mozpool.db.devices import Candidate
 from mozpool.db.tables import claim_history, device_requests, devices
-from mozpool.pool.effects import AskLifeguard, CallBack, TellRelease
+from mozpool.pool.effects import AskLifeguard, TellRelease
 from mozpool.pool.requestmachine import request_machine
 from mozpool.statemachine import TIMEOUT, Context, Decision, Effect, Machine, Tuning
 from tests.factories import NOW, request
@@ -51,7 +51,6 @@ CLAIMED: dict[str, Any] = {
     "device_server": "server-2.example.com",
 }
 BEING_PREPARED: dict[str, Any] = {**CLAIMED, "device_state": "pxe_booting", "device_operation_claim_id": 7}
-WITH_CALLBACK: dict[str, Any] = {"callback_url": "http://ci.example.com/done"}
 FOUND: dict[str, Any] = {
     "device": Candidate(
         id=3,
@@ -62,8 +61,8 @@ FOUND: dict[str, Any] = {
         image_id=None,
         boot_config_hash=None,
         address="panda-0001.example.com",
-        imaging_server_id=2,
-        imaging_server="server-2.example.com",
+        owner_id=2,
+        owner="server-2.example.com",
     )
 }
 
@@ -117,7 +116,9 @@ def assert_keeps_device(decision: Decision) -> None:
 
 
 def assert_gives_up_device(decision: Decision, reason: str) -> None:
-    """The claim is ended in the transition's own transaction; its device is locked first."""
+    """The claim is ended in the transition's own transaction, and it is noted since when the device was ready, if it
+    was; its device is locked first."""
+    was_ready = NOW if decision.source == "ready" else None
     freed, *rest = written(decision)
     assert freed[:2] == ("Update", devices.name)
     assert {key: freed[2][key] for key in ("row_id", "row_claim", "due_now")} == {
@@ -127,7 +128,7 @@ def assert_gives_up_device(decision: Decision, reason: str) -> None:
     }
     assert sorted(rest) == [
         ("Delete", device_requests.name, {"row_claim": 7}),
-        ("Update", claim_history.name, {"row_claim": 7, "ended": NOW, "why": reason}),
+        ("Update", claim_history.name, {"row_claim": 7, "ended": NOW, "why": reason, "was_ready": was_ready}),
     ]
 
 
@@ -207,13 +208,13 @@ def test_it_expects_exactly_these_events_in_each_state(state: str, event: str):
 @pytest.mark.parametrize("event, reason", [("close", "returned"), ("expire", "expired")])
 @pytest.mark.parametrize("state", OPEN)
 def test_it_closes_from_every_open_state_and_gives_its_device_back(state: str, event: str, reason: str):
-    decision = decide(state, event, **CLAIMED, **WITH_CALLBACK)
+    decision = decide(state, event, **CLAIMED)
     assert decision.path == ("closed",)
     assert decision.timeout is None
     assert decision.columns["reason"] == reason
     assert decision.detail == reason
     assert_gives_up_device(decision, reason)
-    assert decision.effects == (CallBack("http://ci.example.com/done", "closed"),)
+    assert decision.effects == ()
 
 
 @pytest.mark.parametrize("event", ["close", "expire"])
@@ -303,11 +304,11 @@ def test_a_request_for_any_device_waits_as_long_as_it_said(wait: int, times: int
         assert decision.counters == {"finding_device": failures + 1}
         assert decision.timeout == (last if failures == times - 2 else 10.0)
         assert decision.effects == ()
-    decision = decide("finding_device", TIMEOUT, wait=wait, counters={"finding_device": times - 1}, **WITH_CALLBACK)
+    decision = decide("finding_device", TIMEOUT, wait=wait, counters={"finding_device": times - 1})
     assert decision.path == ("failed_device_not_found",)
     assert decision.timeout is None
     assert decision.columns["reason"] == f"no matching device became free within {wait} s"
-    assert decision.effects == (CallBack("http://ci.example.com/done", "failed_device_not_found"),)
+    assert decision.effects == ()
 
 
 @pytest.mark.parametrize("wait, times", [(0, 2), (5, 1), (30, 3), (600, 60), (3600, 360)])
@@ -348,12 +349,11 @@ def test_a_request_for_a_failed_device_fails_at_once(failures: int):
         counters={"finding_device": failures},
         requested_device="panda-0001",
         wait=15,
-        **WITH_CALLBACK,
     )
     assert decision.target == "failed_bad_device"
     assert decision.timeout is None
     assert decision.columns["reason"] == "device panda-0001 has failed"
-    assert decision.effects == (CallBack("http://ci.example.com/done", "failed_bad_device"),)
+    assert decision.effects == ()
 
 
 def test_a_request_for_a_device_that_was_removed_fails():
@@ -369,10 +369,10 @@ def test_a_request_for_any_device_does_not_mind_failed_ones():
 
 
 def test_a_named_request_that_may_not_queue_is_closed():
-    decision = decide("finding_device", "do_not_wait", {"reason": "1 taken (by x)"}, **NAMED, **WITH_CALLBACK)
+    decision = decide("finding_device", "do_not_wait", {"reason": "1 taken (by x)"}, **NAMED)
     assert decision.path == ("closed",)
     assert decision.columns["reason"] == "1 taken (by x)"
-    assert decision.effects == (CallBack("http://ci.example.com/done", "closed"),)
+    assert decision.effects == ()
     assert decide("finding_device", "do_not_wait", **NAMED).columns["reason"] == "device panda-0001 is taken"
 
 
@@ -465,12 +465,12 @@ def test_it_asks_five_times():
         assert decision.timeout == 30
         assert decision.counters == {"contacting_lifeguard": failures + 1, "bad_image": 1}
         assert decision.effects == (ASK_IMAGE,)
-    decision = decide("contacting_lifeguard", TIMEOUT, counters={"contacting_lifeguard": 4}, **CLAIMED, **WITH_CALLBACK)
+    decision = decide("contacting_lifeguard", TIMEOUT, counters={"contacting_lifeguard": 4}, **CLAIMED)
     assert decision.path == ("failed_device_not_found",)
     reason = "imaging server server-2.example.com could not be reached"
     assert_gives_up_device(decision, reason)
     assert decision.columns["reason"] == reason
-    assert decision.effects == (CallBack("http://ci.example.com/done", "failed_device_not_found"),)
+    assert decision.effects == ()
 
 
 def test_it_waits_for_the_result_when_lifeguard_has_taken_over():
@@ -506,12 +506,11 @@ def test_it_is_ready_when_the_image_is_complete(state: str):
         {"imaging_result": "complete", "claim_id": 7},
         counters={"pending": 4, "bad_image": 1},
         **BEING_PREPARED,
-        **WITH_CALLBACK,
     )
     assert decision.path == ("ready",)
     assert decision.timeout is None
     assert decision.counters == {}
-    assert decision.effects == (CallBack("http://ci.example.com/done", "ready"),)
+    assert decision.effects == ()
     assert_keeps_device(decision)
 
 
@@ -523,10 +522,10 @@ def test_it_tries_another_device_when_the_image_is_bad_and_fails_the_second_time
     assert first.counters == {"bad_image": 1}
     assert first.timeout == 10
     assert_gives_up_device(first, "image b2g could not be installed on it")
-    second = decide(state, "lifeguard_finished", bad, counters=first.counters, **BEING_PREPARED, **WITH_CALLBACK)
+    second = decide(state, "lifeguard_finished", bad, counters=first.counters, **BEING_PREPARED)
     assert second.path == ("failed_bad_image",)
     assert_gives_up_device(second, "image b2g could not be installed")
-    assert second.effects == (CallBack("http://ci.example.com/done", "failed_bad_image"),)
+    assert second.effects == ()
 
 
 def test_a_bad_image_is_remembered_through_the_next_device():
@@ -558,10 +557,10 @@ def test_it_tries_another_device_when_this_one_is_bad(state: str):
 @pytest.mark.parametrize("state", ["contacting_lifeguard", "pending"])
 def test_it_fails_when_the_named_device_is_bad(state: str):
     bad = {"imaging_result": "failed-bad-device", "claim_id": 7}
-    decision = decide(state, "lifeguard_finished", bad, **NAMED, **BEING_PREPARED, **WITH_CALLBACK)
+    decision = decide(state, "lifeguard_finished", bad, **NAMED, **BEING_PREPARED)
     assert decision.path == ("failed_bad_device",)
     assert_gives_up_device(decision, "device panda-0001 failed while it was prepared")
-    assert decision.effects == (CallBack("http://ci.example.com/done", "failed_bad_device"),)
+    assert decision.effects == ()
 
 
 @pytest.mark.parametrize("state", ["contacting_lifeguard", "pending"])
@@ -647,26 +646,17 @@ def test_a_ready_request_waits_for_nothing():
     assert MACHINE.decide(context("ready", "lifeguard_finished", {"imaging_result": "complete"}, **CLAIMED)) is None
 
 
-def test_nobody_is_called_back_who_gave_no_url():
-    assert decide("ready", "close", **CLAIMED).effects == ()
-    assert decide("pending", "lifeguard_finished", {"imaging_result": "complete"}, **BEING_PREPARED).effects == ()
-
-
 # Properties of the effects
 
 
 @pytest.mark.parametrize(
-    "effect, channel, every, times, bound",
-    [
-        (AskLifeguard, "lifeguard", 2.0, None, True),
-        (TellRelease, "release", None, None, False),
-        (CallBack, "callback", 5.0, 5, False),
-    ],
+    "effect, channel, every, bound",
+    [(AskLifeguard, "lifeguard", 2.0, True), (TellRelease, "release", None, False)],
 )
 def test_its_effects_have_slots_and_repetitions_of_their_own(
-    effect: type[Effect], channel: str, every: float | None, times: int | None, bound: bool
+    effect: type[Effect], channel: str, every: float | None, bound: bool
 ):
-    assert (effect.channel, effect.every, effect.times, effect.bound) == (channel, every, times, bound)
+    assert (effect.channel, effect.every, effect.bound) == (channel, every, bound)
 
 
 def test_a_request_is_made_of_its_row():
@@ -675,3 +665,46 @@ def test_a_request_is_made_of_its_row():
     assert made.is_open
     assert not request("closed").is_open
     assert not any(request(state).is_open for state in END)
+
+
+# Another server acts for the request from now on
+
+
+@pytest.mark.parametrize("state", sorted(set(OPEN) - {"contacting_lifeguard", "pending"}))
+def test_it_goes_on_at_its_deadline_under_another_server(state: str):
+    assert MACHINE.stays(state, "taken_over")
+    decision = decide(state, "taken_over", counters={"finding_device": 3}, **CLAIMED)
+    assert (decision.path, decision.timeout, decision.effects) == ((), None, ())
+    assert (decision.columns, decision.counters) == ({}, {"finding_device": 3})
+    assert_keeps_device(decision)
+
+
+def test_another_server_asks_lifeguard_again():
+    """Whether the server before has asked, nobody knows; a message that comes twice counts once."""
+    assert not MACHINE.stays("contacting_lifeguard", "taken_over")
+    decision = decide("contacting_lifeguard", "taken_over", counters={"contacting_lifeguard": 4}, **CLAIMED)
+    assert decision.path == ("contacting_lifeguard",)
+    assert decision.timeout == 30
+    assert decision.counters == {"contacting_lifeguard": 4}
+    (effect,) = decision.effects
+    assert isinstance(effect, AskLifeguard)
+    assert (effect.device_server, effect.claim_id) == ("server-2.example.com", 7)
+    assert_keeps_device(decision)
+
+
+def test_another_server_waits_anew_for_the_result():
+    assert not MACHINE.stays("pending", "taken_over")
+    decision = decide("pending", "taken_over", counters={"pending": 19}, **BEING_PREPARED)
+    assert (decision.path, decision.timeout, decision.counters) == (("pending",), 60, {"pending": 19})
+    assert_keeps_device(decision)
+
+
+@pytest.mark.parametrize("result, columns, path", POLLED)
+def test_another_server_finds_a_result_that_came_meanwhile(result: str, columns: dict[str, Any], path: tuple[str, ...]):
+    assert decide("pending", "taken_over", **{**BEING_PREPARED, "imaging_result": result, **columns}).path == path
+
+
+@pytest.mark.parametrize("state", END)
+def test_a_request_that_has_ended_is_nobodys_to_take_over(state: str):
+    assert MACHINE.decide(context(state, "taken_over", **CLAIMED)) is None
+    assert not MACHINE.stays(state, "taken_over")

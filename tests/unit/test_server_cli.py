@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from mozpool.cli.server import Syslog, configure_logging, main
 from mozpool.config import SYSTEM_FILE, Server, Settings
+from tests.receivers import listening, mail_server
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +126,52 @@ def test_a_syslog_on_a_host_that_does_not_exist_stops_the_start_and_is_named(tmp
 )
 def test_an_ipv6_address_stands_in_brackets(listen: str, url: str) -> None:
     assert Server(listen=listen).listen_url == url
+
+
+# Trying out who is told
+
+
+def told(tmp_path: Path, *lines: str) -> Path:
+    file = tmp_path / "mozpool.ini"
+    file.write_text("\n".join(("[server]", "fqdn = server-1.example.com", *lines)))
+    return file
+
+
+def test_a_webhook_is_tried_out(tmp_path: Path) -> None:
+    with listening(200, 403) as listener:
+        section = ("[notify chat]", "events = device_failed", f"webhook = {listener.url}", "secret = s3cret")
+        file = told(tmp_path, *section)
+        result = run("--config", str(file), "--test-notify", "chat")
+        assert (result.exit_code, result.stdout) == (0, "chat: the webhook has taken it\n")
+        (call,) = listener.calls
+        assert call.body["summary"] == "a test of [notify chat]"
+        signed = hmac.new(b"s3cret", call.headers["x-mozpool-timestamp"].encode() + b"." + call.raw, "sha256")
+        assert call.headers["x-mozpool-signature"] == f"sha256={signed.hexdigest()}"
+        result = run("--config", str(file), "--test-notify", "chat")
+    assert (result.exit_code, result.stderr) == (1, "mozpool-server: chat was not told: answered 403\n")
+
+
+def test_mail_is_tried_out(tmp_path: Path) -> None:
+    with mail_server(refused=("gone@example.com",)) as box:
+        mail = ("[email]", "host = 127.0.0.1", f"port = {box.port}", "sender = pool@example.com")
+        ops = ("[notify ops]", "events = device_failed", "email = ops@example.com")
+        half = ("[notify half]", "events = device_failed", "email = ops@example.com gone@example.com")
+        mine = ("[notify mine]", "events = request_ready", "email = assignee")
+        file = str(told(tmp_path, *mail, *ops, *half, *mine))
+        result = run("--config", file, "--test-notify", "ops")
+        assert (result.exit_code, result.stdout) == (0, "ops: the mail server has taken it, for ops@example.com\n")
+        result = run("--config", file, "--test-notify", "mine")
+        assert (result.exit_code, result.stdout) == (0, "mine: the mail server has taken it, for pool@example.com\n")
+        result = run("--config", file, "--test-notify", "half")
+        assert result.exit_code == 1
+        assert result.stderr == "mozpool-server: half was not told: the mail server has refused gone@example.com\n"
+    assert [mail.recipients for mail in box.mails] == [["ops@example.com"], ["pool@example.com"], ["ops@example.com"]]
+
+
+def test_only_what_is_configured_can_be_tried_out(tmp_path: Path) -> None:
+    section = ("[notify chat]", "events = device_failed", "webhook = http://x/", "secret = s")
+    for lines, known in (((), "none"), (section, "chat")):
+        result = run("--config", str(told(tmp_path, *lines)), "--test-notify", "caht")
+        assert result.exit_code == 2
+        expected = f"mozpool-server: --test-notify: there is no [notify caht]; there are: {known}\n"
+        assert result.stderr == expected

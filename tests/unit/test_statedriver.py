@@ -18,13 +18,22 @@ import pytest
 from sqlalchemy import text
 
 from mozpool.clock import Clock, SimClock
-from mozpool.db import devices, history, logs, requests
+from mozpool.db import devices, history, images, logs, requests
 from mozpool.db.devices import Device
 from mozpool.db.engine import Database
 from mozpool.db.history import StateChange
 from mozpool.db.tables import device_history, device_logs
 from mozpool.effects import Effects
-from mozpool.errors import Conflict, DatabaseAway, HardwareError, LaneError, NoSuchBackend, OwnFault
+from mozpool.errors import (
+    Conflict,
+    DatabaseAway,
+    HardwareError,
+    LaneError,
+    LeaseOver,
+    NoSuchBackend,
+    NotOurs,
+    OwnFault,
+)
 from mozpool.lanes import Lanes, Timers
 from mozpool.lifeguard.store import DeviceStore
 from mozpool.logbook import Logbook
@@ -50,7 +59,6 @@ class Look(Effect):
     """Asked again and again until there is an answer."""
 
     every: ClassVar[float | None] = 1.0
-    times: ClassVar[int | None] = 4
 
 
 @dataclass(frozen=True)
@@ -250,6 +258,7 @@ class Rig(Rows):
             breaker_failures=3,
             breaker_probe=10.0,
             on_lane=lambda *news: self.told.append(news),
+            before_look=lambda: self._checkpoint("look"),
         )
 
     def _checkpoint(self, point: str) -> None:
@@ -833,17 +842,17 @@ def test_a_repeated_effect_asks_until_there_is_an_answer(on_sqlite: Rig):
     assert rig.state(device_id) == "done"
 
 
-def test_a_repeated_effect_ends_with_its_attempt_and_with_its_number(on_sqlite: Rig):
+def test_a_repeated_effect_ends_with_its_attempt(on_sqlite: Rig):
     rig = on_sqlite
     leaves, stays = rig.device(), rig.device()
     rig.handle(leaves, "look")
     rig.handle(stays, "look")
     rig.settle()
     rig.driver.force(leaves, "idle")
-    for _ in range(8):
+    for _ in range(4):
         rig.advance(1)
         rig.settle()
-    assert sorted(rig.hands.did) == [("panda-0001", "Look")] + [("panda-0002", "Look")] * 4
+    assert sorted(rig.hands.did) == [("panda-0001", "Look")] + [("panda-0002", "Look")] * 5
 
 
 def test_a_repeated_effect_forgives_failures(on_sqlite: Rig):
@@ -1064,7 +1073,7 @@ def test_rows_of_other_servers_are_not_remembered(on_sqlite: Rig):
     """Whether a row is remembered tells that this server may act on it."""
     rig = on_sqlite
     device_id = rig.device(imaging_server_id=rig.server("server-2.example.com"))
-    assert rig.handle(device_id, "doze").status == "moved"
+    assert rig.driver.handle(device_id, "doze", for_others=True).status == "moved"
     assert rig.driver.remembered(device_id) is None
 
 
@@ -1115,11 +1124,308 @@ def test_the_rows_of_another_server_are_its_own_affair(rig: Rig):
     device_id = rig.device("dozing", state_timeout=NOW, imaging_server_id=other)
     assert rig.driver.scan(60) == 0
     assert rig.driver.look_at(device_id) is None
+    for refused in (lambda: rig.driver.force(device_id, "working"), lambda: rig.driver.handle(device_id, "wake")):
+        with pytest.raises(NotOurs, match=r"imaging server server-2\.example\.com acts on panda-0001"):
+            refused()
     assert rig.state(device_id) == "dozing"
-    rig.driver.force(device_id, "working")
+    rig.driver.handle(device_id, "wake", for_others=True)
     rig.settle()
     assert rig.hands.did == []
     assert ("device", device_id) not in rig.timers
+
+
+def taken(rig: Rig, device_id: int) -> None:
+    """Another server has taken a device over."""
+    with rig.database.read() as conn:
+        there = images.imaging_server_id(conn, "server-2.example.com")
+    owner_id = there or rig.server("server-2.example.com")
+    change(rig, device_id, owner_id=owner_id, came_from_id=rig.server_id, epoch=1)
+
+
+def test_a_row_that_was_taken_over_is_refused_to_its_home_and_obeys_its_new_owner(rig: Rig):
+    device_id = rig.device("dozing", state_timeout=NOW)
+    taken(rig, device_id)
+    with pytest.raises(NotOurs) as error:
+        rig.handle(device_id, "timeout")
+    assert error.value.owner == "server-2.example.com"
+    assert rig.driver.scan(60) == 0
+    owner = Driver(
+        machine(),
+        DeviceStore(rig.get_device(device_id).owner_id),
+        rig.database,
+        clock=rig.clock,
+        rng=random.Random(1),
+        timers=rig.timers,
+        quick=rig.quick,
+        logbook=rig.logbook,
+    )
+    assert owner.scan(60) == 1
+    assert owner.handle(device_id, "timeout").status == "moved"
+    assert rig.state(device_id) == "done"
+
+
+def test_what_is_remembered_of_a_row_that_was_taken_over_writes_nothing(rig: Rig):
+    device_id = rig.device("done")
+    rig.handle(device_id, "reset")
+    taken(rig, device_id)
+    assert rig.driver.remembered(device_id) is not None
+    before = rig.get_device(device_id)
+    for event in ("doze", "nothing", "unheard_of"):
+        with pytest.raises(NotOurs):
+            rig.handle(device_id, event)
+    assert rig.get_device(device_id) == before
+    assert rig.driver.remembered(device_id) is None
+
+
+@mysql
+def test_a_row_that_is_taken_over_during_a_transition_is_not_written(on_mysql: Rig):
+    rig = on_mysql
+    device_id = rig.device()
+    rig.points["decided"] = lambda: in_another_thread(lambda: taken(rig, device_id))
+    with pytest.raises(NotOurs):
+        rig.handle(device_id, "work")
+    rig.settle()
+    assert rig.state(device_id) == "idle"
+    assert rig.changes(device_id) == []
+    assert rig.hands.did == []
+
+
+def test_nobody_asks_for_the_reasons_of_a_row_that_is_anothers(on_sqlite: Rig):
+    """Whoever acts on it decides what may be done to it."""
+    rig = on_sqlite
+    device_id = rig.device()
+    taken(rig, device_id)
+
+    def guard(row: Device) -> None:
+        raise Conflict("it is in use")
+
+    for refused in (
+        lambda: rig.handle(device_id, "doze", guard=guard),
+        lambda: rig.driver.force(device_id, "done", expected="dozing", guard=guard),
+    ):
+        with pytest.raises(NotOurs):
+            refused()
+    with pytest.raises(Conflict):
+        rig.handle(device_id, "doze", guard=guard, for_others=True)
+
+
+def test_an_attempt_that_is_over_is_over_whoever_owns_the_row(on_sqlite: Rig):
+    rig = on_sqlite
+    device_id = rig.device()
+    taken(rig, device_id)
+    assert rig.handle(device_id, "doze", attempt=7).status == "stale"
+
+
+def test_what_is_done_for_another_is_followed_up_by_that(rig: Rig):
+    """The row is written; effects and deadlines are its owner's."""
+    device_id = rig.device()
+    taken(rig, device_id)
+    outcome = rig.handle(device_id, "work", for_others=True)
+    assert (outcome.status, rig.state(device_id)) == ("moved", "working")
+    rig.settle()
+    assert rig.hands.did == []
+    assert ("device", device_id) not in rig.timers
+    assert [found.decision.event for found in rig.seen if found.decision] == ["work"], "observers hear of it"
+
+
+def test_what_may_be_done_for_others_is_done_for_oneself_like_anything_else(on_sqlite: Rig):
+    rig = on_sqlite
+    device_id = rig.device()
+    rig.handle(device_id, "work", for_others=True)
+    rig.settle()
+    assert rig.hands.did == [("panda-0001", "Work")]
+    assert rig.state(device_id) == "done"
+
+
+def test_a_result_for_a_row_that_was_taken_over_meanwhile_is_dropped(rig: Rig):
+    gate = Gate()
+    rig.hands.act = gate
+    device_id = rig.device()
+    rig.handle(device_id, "work")
+    assert gate.begun.wait(LONG)
+    taken(rig, device_id)
+    gate.open.set()
+    rig.settle()
+    assert rig.state(device_id) == "working"
+    assert not rig.effects.busy(device_id)
+
+
+# Other servers may have taken rows
+
+
+def test_all_is_forgotten_at_once(on_sqlite: Rig):
+    rig = on_sqlite
+    several = [rig.device("done") for _ in range(3)]
+    for device_id in several:
+        rig.handle(device_id, "reset")
+    assert None not in map(rig.driver.remembered, several)
+    rig.driver.forget_all()
+    assert set(map(rig.driver.remembered, several)) == {None}
+
+
+def test_what_was_read_before_all_was_forgotten_is_not_remembered_after(
+    on_sqlite: Rig, monkeypatch: pytest.MonkeyPatch
+):
+    """A thread that stood still between its load and the end of it."""
+    rig = on_sqlite
+    device_id = rig.device()
+    load = rig.driver.store.load
+
+    def load_and_stand_still(conn: Any, row_id: int) -> Device | None:
+        row = load(conn, row_id)
+        rig.driver.forget_all()
+        return row
+
+    monkeypatch.setattr(rig.driver.store, "load", load_and_stand_still)
+    assert rig.driver.load(device_id) is not None
+    assert rig.driver.remembered(device_id) is None
+    monkeypatch.undo()
+    assert rig.driver.load(device_id) == rig.driver.remembered(device_id)
+
+
+@pytest.mark.parametrize("point", ["loaded", "decided", "written", "committed"])
+def test_what_a_transition_wrote_is_not_remembered_when_all_was_forgotten_during_it(on_sqlite: Rig, point: str):
+    rig = on_sqlite
+    device_id = rig.device()
+    rig.points[point] = rig.driver.forget_all
+    assert rig.handle(device_id, "doze").status == "moved"
+    assert rig.driver.remembered(device_id) is None
+    rig.handle(device_id, "timeout")
+    assert rig.driver.remembered(device_id) == rig.get_device(device_id)
+
+
+def test_an_effect_looks_again_when_all_was_forgotten_before_it_started(rig: Rig):
+    """However fresh the row was that it was queued for."""
+    device_id = rig.device()
+
+    def lose() -> None:
+        taken(rig, device_id)
+        rig.driver.forget_all()
+
+    rig.points["look"] = lose
+    rig.handle(device_id, "work")
+    rig.settle()
+    assert rig.hands.did == []
+    assert rig.state(device_id) == "working"
+    assert not rig.effects.busy(device_id)
+
+
+def test_before_each_look_the_worker_says_so(on_sqlite: Rig):
+    rig = on_sqlite
+    device_id = rig.device()
+    looked: list[str] = []
+
+    def look() -> None:
+        looked.append(threading.current_thread().name)
+        rig.points["effect"] = lambda: looked.append("effect")
+
+    rig.points["look"] = look
+    rig.handle(device_id, "work")
+    rig.settle()
+    assert looked[0].startswith("effects-")
+    assert looked[1:] == ["effect"]
+
+
+def test_a_worker_without_a_database_looks_again_in_a_second(on_sqlite: Rig):
+    rig = on_sqlite
+    device_id = rig.device()
+    rig.points["look"] = away
+    rig.handle(device_id, "work")
+    rig.settle()
+    assert rig.effects.busy(device_id)
+    assert rig.hands.did == []
+    rig.advance(1.0)
+    rig.settle()
+    assert rig.state(device_id) == "done"
+
+
+# Whether something is being done to a row
+
+
+def test_a_row_is_busy_from_when_its_effect_is_queued_until_that_is_done(on_sqlite: Rig):
+    rig = on_sqlite
+    gate = Gate()
+    rig.hands.act = gate
+    first, second, third = (rig.device() for _ in range(3))
+    rig.handle(first, "work")
+    assert gate.begun.wait(LONG)
+    rig.handle(second, "work")  # in the same lane
+    assert (rig.effects.busy(first), rig.effects.busy(second), rig.effects.busy(third)) == (True, True, False)
+    gate.open.set()
+    rig.settle()
+    assert not any(rig.effects.busy(device_id) for device_id in (first, second, third))
+
+
+def test_a_row_is_busy_with_what_does_not_belong_to_its_attempt_too(on_sqlite: Rig):
+    rig = on_sqlite
+    gate = Gate()
+    rig.hands.act = gate
+    device_id = rig.device()
+    rig.handle(device_id, "note", {"text": "x"})
+    assert gate.begun.wait(LONG)
+    assert rig.effects.busy(device_id)
+    assert not rig.effects.waits(device_id, 0)
+    gate.open.set()
+    rig.settle()
+    assert not rig.effects.busy(device_id)
+
+
+def test_a_row_is_busy_between_the_tries_of_an_effect(on_sqlite: Rig):
+    rig = on_sqlite
+    device_id = rig.device()
+    rig.handle(device_id, "look")
+    rig.settle()
+    assert rig.effects.busy(device_id)
+    for _ in range(3):
+        rig.advance(1.0)
+        rig.settle()
+    assert len(rig.hands.did) == 4
+    assert rig.effects.busy(device_id)
+    rig.driver.force(device_id, "idle")
+    rig.advance(1.0)
+    rig.settle()
+    assert not rig.effects.busy(device_id)
+
+
+def test_a_row_is_busy_that_waits_for_a_lane_that_is_held(on_sqlite: Rig):
+    rig = on_sqlite
+    device_id = rig.device()
+    rig.effects.hold("board-1")
+    rig.handle(device_id, "work")
+    rig.settle()
+    assert rig.effects.busy(device_id)
+    rig.effects.retry_now()
+    rig.settle()
+    assert not rig.effects.busy(device_id)
+
+
+def test_without_a_lease_a_row_waits_until_there_is_one(on_sqlite: Rig):
+    """That the server is out of touch is neither the device's fault nor its relay board's."""
+    rig = on_sqlite
+    out_of_touch = [True] * 5
+
+    def act(row: Device, effect: Effect) -> Event | None:
+        if out_of_touch:
+            out_of_touch.pop()
+            raise LeaseOver(row.name, "power cycle")
+        return Event("work_ok")
+
+    rig.hands.act = act
+    device_id = rig.device()
+    rig.handle(device_id, "work")
+    rig.settle()
+    for _ in range(4):
+        rig.advance(1.0)
+        rig.settle()
+        assert rig.state(device_id) == "working"
+    assert rig.effects.lane_states() == {}
+    rig.advance(1.0)
+    rig.settle()
+    assert rig.state(device_id) == "done"
+    rig.logbook.flush()
+    with rig.database.read() as conn:
+        lines = [line.message for line in logs.latest(conn, device_logs, device_id, limit=100)]
+    assert sum("has lost touch" in line for line in lines) == 1
 
 
 def test_after_a_restart_overdue_rows_go_on_with_jitter_and_the_others_when_due(rig: Rig):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, insert
 
+from mozpool.bmm.api import HARDWARE, hardware
 from mozpool.db import images, relay_boards, tables
 from mozpool.db.engine import Database
 from mozpool.db.relay_boards import RelayBoard, name_of
@@ -173,6 +174,9 @@ def test_only_its_own_server_tries_a_switch_again(site: Server) -> None:
     assert site.get("/api/relay/far/retry/").status_code == 405
 
 
+PART = {"Mozpool-Part": "1"}
+
+
 def test_the_page_shows_failed_switches_first_and_offers_to_try_them(site: Server) -> None:
     add_relay_board(site, "far", "relay.example.com", site.other_server())
     site.daemon.database.run(lambda conn: conn.execute(tables.relay_boards.update().values(state="suspect")))
@@ -180,15 +184,16 @@ def test_the_page_shows_failed_switches_first_and_offers_to_try_them(site: Serve
     page = site.get("/relays").text
     assert page.index("apc-7-left") < page.index("far")
     assert "&lt;b&gt;HTTP 500" in page
-    assert 'data-post="/api/relay/apc-7-left/retry/"' in page
-    assert "/api/relay/far/retry/" not in page
+    for name in ("apc-7-left", "far"):
+        assert f'data-call="/api/relay/{name}/retry/"' in page
+        assert f'data-test="/api/relay/{name}/test/"' in page
     assert page.count('class="alarm"') == 1
     assert "apc-7-left" in site.get("/").text, "the overview points to it"
 
 
 def test_what_changes_of_the_page_is_sent_only_when_it_changed(site: Server) -> None:
-    first = site.get("/ui/relays/")
-    again = site.get("/ui/relays/", headers={"If-None-Match": first.headers["ETag"]})
+    first = site.get("/relays", headers=PART)
+    again = site.get("/relays", headers={**PART, "If-None-Match": first.headers["ETag"]})
     assert (again.status_code, again.data) == (304, b"")
     assert "A power switch has failed" not in site.get("/").text
 
@@ -198,13 +203,31 @@ def test_many_who_look_at_once_cost_one_look(site: Server, monkeypatch: pytest.M
 
     @event.listens_for(site.daemon.database.reader, "before_cursor_execute")
     def note_look(_conn, _cursor, statement, *_rest) -> None:
-        if "relay_boards" in statement:
+        if "relay_boards.name" in statement:
             looks.append(statement)
 
     monkeypatch.setattr("mozpool.bmm.api.FRESH", 1000.0)
-    threads = [threading.Thread(target=lambda: site.app.test_client().get("/ui/relays/")) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: site.app.test_client().get("/relays", headers=PART)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(looks) == 1
+
+
+def test_what_hangs_on_a_switch_follows_devices_and_their_types(site: Server) -> None:
+    def on(name: str) -> list[str]:
+        with site.app.app_context():
+            site.app.extensions[HARDWARE]._looked = None
+            return [each for switch in hardware().switches() if switch.board.name == name for each in switch.names]
+
+    devices_there = on("relay-9")
+    assert len(devices_there) > 1
+    moved = devices_there[0]
+    site.change(moved, relay_info="elsewhere.example.com:bank1:relay1")
+    assert on("relay-9") == devices_there[1:]
+    site.change(moved, relay_info="127.0.0.1:9:bank1:relay1")
+    assert on("relay-9") == devices_there
+    table = tables.hardware_types
+    site.daemon.database.run(lambda conn: conn.execute(table.update().values(backends='{"power": "gone"}')))
+    assert on("relay-9") == []

@@ -10,15 +10,11 @@ there is one, tells whether the switch itself works: it decides whose fault a fa
 
 from __future__ import annotations
 
-import os
 import re
-import selectors
-import signal
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import IO
+from contextlib import contextmanager
 
+from mozpool.bmm import program
 from mozpool.bmm.interfaces import BackendContext, Power, Target
 from mozpool.bmm.netio import shown
 from mozpool.clock import Deadline
@@ -30,9 +26,6 @@ OFF_TIME = 1.0
 SETTLING = 5.0
 """Seconds within which the status must agree after a switch."""
 
-OUTPUT_LIMIT = 64 * 1024
-"""Bytes that are kept of each of a program's outputs: the last ones."""
-
 TEST_SHARE = 1 / 6
 """The part of an operation's time that is left for the test of the switch when the operation hangs."""
 
@@ -40,8 +33,6 @@ _PAUSE = 0.5
 _SHOWN = 200
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-_ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "PATH", "TZ")
-"""What a program sees of this process's environment; tokens of other services are no business of it."""
 
 
 class CommandPower(Power):
@@ -184,10 +175,10 @@ def fill_in(template: Sequence[str], values: Mapping[str, str]) -> list[str]:
     begins with a dash is only put behind other text, or behind an argument ``--``. The program itself is never
     replaced. Raises ValueError, whose text completes a sentence about the template.
     """
-    program, *arguments = template
-    if _PLACEHOLDER.search(program):
+    name, *arguments = template
+    if _PLACEHOLDER.search(name):
         raise ValueError("the program must not have a placeholder")
-    filled = [program]
+    filled = [name]
     for argument in arguments:
         text = _PLACEHOLDER.sub(lambda match: _value(match[1], values), argument)
         if text.startswith("-") and not argument.startswith("-") and "--" not in template[: len(filled)]:
@@ -217,89 +208,11 @@ def _name_of(device: Target, operation: str) -> str:
 
 
 def _run(device: str, operation: str, command: list[str], deadline: Deadline) -> str:
-    """Run a program and return what it printed (its last part). Raises HardwareError.
-
-    It is over when the program has ended, or at the deadline, when the program is killed with all that it started.
-    """
-    program = command[0]
-    if deadline.expired:
-        raise HardwareError(device, operation, f"no time was left to run {program}")
+    """Run a program and return what it printed (its last part). Raises HardwareError."""
     try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd="/",
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise HardwareError(device, operation, f"cannot run {program}: {reason}") from e
-    assert process.stdout is not None
-    assert process.stderr is not None
-    with process.stdout as stdout, process.stderr as stderr:
-        try:
-            output, errors = _collect(process.pid, stdout, stderr, deadline)
-        except BaseException as e:
-            # Not reaped yet, so the group is still this program's.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(1)
-            if isinstance(e, TimeoutError):
-                reason = f"{program} was not done within {deadline.seconds:.3g} s and was killed"
-                raise HardwareError(device, operation, reason) from None
-            raise
-    code = process.wait()
-    if code:
-        end = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-        lines = errors.decode(errors="replace").strip().splitlines()
-        said = shown(lines[-1], _SHOWN) if lines else "no message"
-        raise HardwareError(device, operation, f"{program} {end}: {said}")
-    return output.decode(errors="replace")
-
-
-def _collect(pid: int, stdout: IO[bytes], stderr: IO[bytes], deadline: Deadline) -> tuple[bytearray, bytearray]:
-    """The last part of both outputs, until the process has ended. Raises TimeoutError at the deadline.
-
-    What it started and left behind may keep the outputs open, so their end is not waited for.
-    """
-    kept = {stdout.fileno(): bytearray(), stderr.fileno(): bytearray()}
-    for descriptor in kept:
-        os.set_blocking(descriptor, False)
-    ended = os.pidfd_open(pid)
-    try:
-        with selectors.DefaultSelector() as selector:
-            for descriptor in (ended, *kept):
-                selector.register(descriptor, selectors.EVENT_READ)
-            while True:
-                ready = [key.fd for key, _ in selector.select(deadline.remaining())]
-                # In this order: what was printed before the end is there when the end is seen.
-                for descriptor in kept.keys() if ended in ready else kept.keys() & set(ready):
-                    if not _drain(descriptor, kept[descriptor]) and descriptor in selector.get_map():
-                        selector.unregister(descriptor)
-                if ended in ready:
-                    return kept[stdout.fileno()], kept[stderr.fileno()]
-                if deadline.expired:
-                    raise TimeoutError
-    finally:
-        os.close(ended)
-
-
-def _drain(descriptor: int, kept: bytearray) -> bool:
-    """Read what is there, at most a few times a pipe's room; answer whether more may come."""
-    for _ in range(8):
-        try:
-            data = os.read(descriptor, OUTPUT_LIMIT)
-        except BlockingIOError:
-            return True
-        if not data:
-            return False
-        kept += data
-        del kept[:-OUTPUT_LIMIT]
-    return True
+        return program.run(command, deadline).decode(errors="replace")
+    except program.ProgramError as e:
+        raise HardwareError(device, operation, str(e)) from e
 
 
 def _word(power: bool) -> str:

@@ -112,6 +112,7 @@ class ProXRPower(Power):
         self._recovery = RECOVERY / context.speed
         self._off_time = OFF_TIME / context.speed
         self._listening = LISTENING / context.speed
+        self._source = context.settings.source
         self._lines: dict[Board, _Line] = {}
         self._lock = threading.Lock()
 
@@ -168,7 +169,7 @@ class ProXRPower(Power):
             try:
                 self._clock.sleep(deadline.remaining(line.free_at - self._clock.monotonic()))
                 try:
-                    with Connection(board.host, board.port, deadline) as talk.connection:
+                    with Connection(board.host, board.port, deadline, source=self._source) as talk.connection:
                         yield talk
                         talk.finish()
                 finally:

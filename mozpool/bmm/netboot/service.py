@@ -22,9 +22,10 @@ from typing import IO
 from mozpool.bmm.files import put
 from mozpool.bmm.netboot import dnsmasq
 from mozpool.bmm.netboot.boards import Addresses, Board
-from mozpool.clock import Clock, Deadline, Thread
+from mozpool.clock import Clock, Deadline, Event, Thread
 from mozpool.config import Settings
 from mozpool.errors import MozpoolError
+from mozpool.lease import Lease
 
 log = logging.getLogger("mozpool.netboot")
 
@@ -45,6 +46,9 @@ STOP_LIMIT = 20.0
 
 TEST_LIMIT = 10.0
 """Seconds that ``dnsmasq --test`` may take."""
+
+LEASE_INTERVAL = 1.0
+"""Seconds between two looks whether a lease that is over was renewed."""
 
 LONGEST_LINE = 1000
 """Bytes of dnsmasq's output that are logged as one line."""
@@ -126,8 +130,11 @@ class NetbootService:
         clock: Clock,
         *,
         interval: float = LOOK_INTERVAL,
+        lease: Lease | None = None,
     ) -> None:
         """``boards`` says which boards there are: it is called every ``interval`` seconds, and may raise MozpoolError.
+
+        dnsmasq runs within ``lease`` alone, since others boot the boards afterwards; None: nobody would.
 
         Raises ConfigError when the settings can't be worked with.
         """
@@ -136,12 +143,13 @@ class NetbootService:
         self._boards = boards
         self._clock = clock
         self._interval = interval
+        self._lease = lease or Lease(clock, None)
         self._addresses = Addresses(clock)
-        self._hosts: list[dnsmasq.Host] | None = None if dnsmasq.needs_boards(settings) else []
+        self._hosts = self._nothing_known()
         self._said: set[str] = set()
         self._stopping = clock.event()
         self._look = clock.event()
-        """Set when the thread is to look before its time: dnsmasq has ended, or is to end."""
+        """Set when the thread is to look before its time: boards have come or gone; dnsmasq has ended, or is to end."""
         self._thread: Thread | None = None
         self._directory: Path | None = None
 
@@ -175,11 +183,23 @@ class NetbootService:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
+    def look_now(self) -> None:
+        """Boards have come or gone: let dnsmasq know soon."""
+        self._look.set()
+
     # In the thread
 
     def _work(self) -> None:
         pause = FIRST_PAUSE
+        self._lease.look()
         while not self._stopping.is_set():
+            if not self._lease.holds:
+                # Others may have taken boards: what was known of them counts no more.
+                self._hosts = self._nothing_known()
+                self._lease.look()
+                if self._lease.left() <= 0:
+                    self._clock.wait(self._stopping, LEASE_INTERVAL)
+                    continue
             self._see_changes()
             if self._hosts is None:  # without the boards, dnsmasq would turn them all away
                 self._clock.wait(self._stopping, self._interval)
@@ -200,6 +220,9 @@ class NetbootService:
             self._clock.wait(self._stopping, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
+    def _nothing_known(self) -> list[dnsmasq.Host] | None:
+        return None if dnsmasq.needs_boards(self._settings) else []
+
     def _run(self) -> str | None:
         """One run of dnsmasq: how it ended, or None when it was ended to be started anew or for good."""
         assert self._directory is not None
@@ -213,30 +236,34 @@ class NetbootService:
         )
         output = process.stderr
         assert output is not None
-        silent = self._clock.event()
-
-        def pass_on() -> None:
+        with self._lease.leash(process) as go_on:
+            silent = self._clock.event()
+            reader = self._clock.start_thread(lambda: self._pass_on(output, silent), "netboot log")
             try:
-                _log_lines(output)
+                while not self._stopping.is_set() and not silent.is_set() and self._lease.holds:
+                    go_on(self._lease.left())
+                    if self._clock.wait(self._look, min(self._interval, self._lease.left())):
+                        self._look.clear()
+                        if self._stopping.is_set() or silent.is_set():
+                            continue
+                    if self._see_changes():
+                        if any(given.setdefault(address, mac) != mac for address, mac in self._given().items()):
+                            log.info("an address has another board now: dnsmasq starts anew, without its leases")
+                            return None
+                        process.send_signal(signal.SIGHUP)
+                return self._end_of(process)
             finally:
-                silent.set()
-                self._look.set()
+                _end(process, self._clock)
+                reader.join(END_LIMIT)
+                output.close()
 
-        reader = self._clock.start_thread(pass_on, "netboot log")
+    def _pass_on(self, output: IO[bytes], silent: Event) -> None:
+        """Log what dnsmasq says, until it ends: then ``silent`` is set."""
         try:
-            while not self._stopping.is_set() and not silent.is_set():
-                if self._clock.wait(self._look, self._interval):
-                    self._look.clear()
-                elif self._see_changes():
-                    if any(given.setdefault(address, mac) != mac for address, mac in self._given().items()):
-                        log.info("an address has another board now: dnsmasq starts anew, without its leases")
-                        return None
-                    process.send_signal(signal.SIGHUP)
-            return self._end_of(process)
+            _log_lines(output)
         finally:
-            _end(process, self._clock)
-            reader.join(END_LIMIT)
-            output.close()
+            silent.set()
+            self._look.set()
 
     def _given(self) -> dict[IPv4Address, str]:
         """Which board has which of the addresses that we give."""
@@ -245,6 +272,9 @@ class NetbootService:
     def _end_of(self, process: subprocess.Popen[bytes]) -> str | None:
         """How dnsmasq, which says nothing more, ended by itself; None when it is to end."""
         if self._stopping.is_set():
+            return None
+        if not self._lease.holds:
+            log.warning("network boot ends until this server is in touch again: others may boot its boards by now")
             return None
         try:
             status = process.wait(END_LIMIT)

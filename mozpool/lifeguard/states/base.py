@@ -8,18 +8,18 @@ from __future__ import annotations
 import json
 from typing import Any, Protocol
 
-from mozpool.db import claims, images
+from mozpool.db import claims, history, images
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.devices import Device
 from mozpool.lifeguard.effects import SyncBoot, TellRequest
-from mozpool.statemachine import STAY, Context, State, on
+from mozpool.statemachine import STAY, TAKEN_OVER, Context, Handler, State, on
 
 COMPLETE = "complete"
 BAD_IMAGE = "failed-bad-image"
 BAD_DEVICE = "failed-bad-device"
 
 SELF_TEST = images.SELF_TEST
-MAINTENANCE = "maintenance"
+MAINTENANCE = images.MAINTENANCE
 
 
 class Reads(Protocol):
@@ -112,16 +112,47 @@ def abandon_operation(ctx: DeviceContext) -> None:
     ctx.set(operation_claim_id=None)
 
 
+def forced(ctx: DeviceContext) -> None:
+    """A person decides against what is going on: its holder need not wait, and a live image may go on writing."""
+    abandon_operation(ctx)
+    if ctx.row.next_image_id is not None:
+        set_image(ctx, None, None)
+
+
 def retry(ctx: DeviceContext, step: str, *, again: str, otherwise: str) -> str:
     """Count a failure of ``step``: as many as the state's tries are retried, the next one leads to ``otherwise``."""
     limit = ctx.tries
     failures = ctx.count(step)
     if limit is not None and failures > limit:
         ctx.clear(step)
-        ctx.detail = f"{step} failed {failures} times"
-        ctx.log(f"{step} failed {failures} times: giving up")
+        ctx.detail = history.given_up(step, failures)
+        ctx.log(f"{ctx.detail}: giving up")
         return otherwise
     return again
+
+
+def begins_anew(to: str) -> Handler:
+    """A handler for ``taken_over``: another server has begun what is going on, and this one does it again from there.
+
+    Its own boot files say what they said when it acted on the device the last time.
+    """
+
+    def taken_over(self: Any, ctx: DeviceContext) -> str | None:
+        ctx.effect(SyncBoot())
+        return None
+
+    taken_over.__doc__ = f"Another server acts on the device from now on: it begins with ``{to}``."
+    return on(TAKEN_OVER, to=to)(taken_over)
+
+
+class Rests(State[Device]):
+    """Nothing is going on that another server would have to begin anew."""
+
+    @on(TAKEN_OVER, to=())
+    def taken_over(self, ctx: DeviceContext) -> str | None:
+        """Another server acts on the device from now on, whose boot files may be old."""
+        ctx.effect(SyncBoot())
+        return STAY
 
 
 class AcceptsBasic(State[Device]):

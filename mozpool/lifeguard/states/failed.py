@@ -6,11 +6,18 @@
 from __future__ import annotations
 
 from mozpool.db.devices import Device
-from mozpool.lifeguard.states.base import BAD_DEVICE, AcceptsBasic, DeviceContext, finish_operation, set_next_image
+from mozpool.lifeguard.states.base import (
+    BAD_DEVICE,
+    AcceptsBasic,
+    DeviceContext,
+    Rests,
+    finish_operation,
+    set_next_image,
+)
 from mozpool.statemachine import TIMEOUT, State, entry, on
 
 
-class Failed(AcceptsBasic):
+class Failed(Rests, AcceptsBasic):
     """What all failed states do: tell the holder's request, and go back offline when that was the bargain."""
 
     @entry(to="locked_out")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mozpool.db.devices import Device
 from mozpool.lifeguard.effects import AwaitReboot
-from mozpool.lifeguard.states.base import DeviceContext, retry, set_image
+from mozpool.lifeguard.states.base import DeviceContext, begins_anew, has_power, retry, set_image
 from mozpool.statemachine import TIMEOUT, State, on
 
 INSTALLED = ("sut_verifying", "pc_rebooting")
@@ -15,6 +15,8 @@ INSTALLED = ("sut_verifying", "pc_rebooting")
 
 class Installing(State[Device]):
     """What the steps of an installation share."""
+
+    taken_over = begins_anew("pxe_power_cycling")
 
     def after_reboot(self, ctx: DeviceContext) -> str:
         """The new image proves itself by its agent, where it has one.
@@ -28,6 +30,17 @@ class Installing(State[Device]):
         """From here on nobody knows what the device's storage holds."""
         ctx.clear(self.name)
         set_image(ctx, None, None)
+
+    def once_more(self, ctx: DeviceContext) -> str:
+        """From the power cycle, unless it was tried often enough.
+
+        Until the power is cut a slow board still writes, so nobody knows what it holds. A device that only its agent
+        can reboot is believed to have it as long as that is tried.
+        """
+        step = retry(ctx, self.name, again="pxe_power_cycling", otherwise=f"failed_{self.name}")
+        if step != "pxe_power_cycling" or has_power(ctx.row, ctx.reads.default_power):
+            set_image(ctx, None, None)
+        return step
 
 
 class AndroidDownloading(Installing):
@@ -46,7 +59,7 @@ class AndroidDownloading(Installing):
     @on(TIMEOUT, to=("pxe_power_cycling", "failed_android_downloading"))
     def timed_out(self, ctx: DeviceContext) -> str | None:
         """Once more from the power cycle."""
-        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_android_downloading")
+        return self.once_more(ctx)
 
 
 class AndroidExtracting(Installing):
@@ -64,7 +77,7 @@ class AndroidExtracting(Installing):
     @on(TIMEOUT, to=("pxe_power_cycling", "failed_android_extracting"))
     def timed_out(self, ctx: DeviceContext) -> str | None:
         """Once more from the power cycle."""
-        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_android_extracting")
+        return self.once_more(ctx)
 
 
 class B2gDownloading(Installing):
@@ -83,7 +96,7 @@ class B2gDownloading(Installing):
     @on(TIMEOUT, to=("pxe_power_cycling", "failed_b2g_downloading"))
     def timed_out(self, ctx: DeviceContext) -> str | None:
         """Once more from the power cycle."""
-        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_b2g_downloading")
+        return self.once_more(ctx)
 
 
 class B2gExtracting(Installing):
@@ -101,7 +114,7 @@ class B2gExtracting(Installing):
     @on(TIMEOUT, to=("pxe_power_cycling", "failed_b2g_extracting"))
     def timed_out(self, ctx: DeviceContext) -> str | None:
         """Once more from the power cycle."""
-        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_b2g_extracting")
+        return self.once_more(ctx)
 
 
 class RawDownloading(Installing):
@@ -120,7 +133,7 @@ class RawDownloading(Installing):
     @on(TIMEOUT, to=("pxe_power_cycling", "failed_raw_downloading"))
     def timed_out(self, ctx: DeviceContext) -> str | None:
         """Once more from the power cycle."""
-        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_raw_downloading")
+        return self.once_more(ctx)
 
 
 class RawWriting(Installing):
@@ -139,7 +152,7 @@ class RawWriting(Installing):
     @on(TIMEOUT, to=("pxe_power_cycling", "failed_raw_writing"))
     def timed_out(self, ctx: DeviceContext) -> str | None:
         """Once more from the power cycle."""
-        return retry(ctx, self.name, again="pxe_power_cycling", otherwise="failed_raw_writing")
+        return self.once_more(ctx)
 
 
 class RawRebooting(Installing):
@@ -147,6 +160,7 @@ class RawRebooting(Installing):
 
     name = "raw_rebooting"
     timeout = 120
+    taken_over = begins_anew("raw_rebooting")
 
     def enter(self, ctx: DeviceContext) -> str | None:
         """An agent that answers ends the wait: the live image has none."""

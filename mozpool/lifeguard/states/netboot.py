@@ -11,13 +11,14 @@ from mozpool.lifeguard.states.base import (
     MAINTENANCE,
     SELF_TEST,
     DeviceContext,
+    begins_anew,
     clear_pxe,
     has_power,
     retry,
     set_next_image,
 )
 from mozpool.lifeguard.states.powercycle import STEP
-from mozpool.statemachine import TIMEOUT, State, entry, on
+from mozpool.statemachine import TAKEN_OVER, TIMEOUT, State, entry, on
 
 
 class StartPxeBoot(State[Device]):
@@ -31,7 +32,7 @@ class StartPxeBoot(State[Device]):
         ctx.clear()
         return "pxe_power_cycling"
 
-    @on(TIMEOUT, to="pxe_power_cycling")
+    @on(TIMEOUT, TAKEN_OVER, to="pxe_power_cycling")
     def go_on(self, ctx: DeviceContext) -> str | None:
         """For rows that were left here."""
         ctx.clear()
@@ -48,7 +49,7 @@ class StartSelfTest(State[Device]):
         """Choose the way."""
         return self._begin(ctx)
 
-    @on(TIMEOUT, to=("pxe_power_cycling", "pc_power_cycling"))
+    @on(TIMEOUT, TAKEN_OVER, to=("pxe_power_cycling", "pc_power_cycling"))
     def go_on(self, ctx: DeviceContext) -> str | None:
         """For rows that were left here."""
         return self._begin(ctx)
@@ -73,7 +74,7 @@ class StartMaintenance(State[Device]):
         """The maintenance image is next."""
         return self._begin(ctx)
 
-    @on(TIMEOUT, to="pxe_power_cycling")
+    @on(TIMEOUT, TAKEN_OVER, to="pxe_power_cycling")
     def go_on(self, ctx: DeviceContext) -> str | None:
         """For rows that were left here."""
         return self._begin(ctx)
@@ -90,6 +91,7 @@ class PxePowerCycling(State[Device]):
     name = "pxe_power_cycling"
     timeout = 60
     tries = 200
+    taken_over = begins_anew("pxe_power_cycling")
 
     @entry(to=("failed_pxe_booting", "failed_power_cycling"))
     def enter(self, ctx: DeviceContext) -> str | None:
@@ -136,6 +138,7 @@ class PxeBooting(State[Device]):
     name = "pxe_booting"
     timeout = 180
     tries = 30
+    taken_over = begins_anew("pxe_power_cycling")
 
     @on("mobile_init_started", to="mobile_init_started")
     def started(self, ctx: DeviceContext) -> str | None:
@@ -156,6 +159,7 @@ class MobileInitStarted(State[Device]):
     name = "mobile_init_started"
     timeout = 10
     tries = 10
+    taken_over = begins_anew("pxe_power_cycling")
 
     @on("android_downloading", to="android_downloading")
     @on("b2g_downloading", to="b2g_downloading")

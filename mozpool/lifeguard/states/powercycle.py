@@ -10,6 +10,7 @@ from mozpool.lifeguard.effects import AgentReboot, AwaitReboot, CheckStorage, Pi
 from mozpool.lifeguard.states.base import (
     COMPLETE,
     DeviceContext,
+    begins_anew,
     clear_pxe,
     finish_operation,
     has_power,
@@ -36,6 +37,7 @@ class PcPowerCycling(State[Device]):
     name = "pc_power_cycling"
     timeout = 60
     tries = 200
+    taken_over = begins_anew("pc_power_cycling")
 
     @entry(to=("pc_sut_rebooting", "failed_power_cycling"))
     def enter(self, ctx: DeviceContext) -> str | None:
@@ -71,6 +73,7 @@ class PcRebooting(State[Device]):
 
     name = "pc_rebooting"
     timeout = 120
+    taken_over = begins_anew("pc_rebooting")
 
     def enter(self, ctx: DeviceContext) -> str | None:
         """An agent that answers from a new boot ends the wait."""
@@ -87,6 +90,7 @@ class PcSutRebooting(State[Device]):
 
     name = "pc_sut_rebooting"
     timeout = 10
+    taken_over = begins_anew("pc_power_cycling")
 
     @on("power_cycle_failed", to=())
     def failed(self, ctx: DeviceContext) -> str | None:
@@ -110,6 +114,7 @@ class PcPinging(State[Device]):
     name = "pc_pinging"
     timeout = 10
     tries = 12
+    taken_over = begins_anew("pc_pinging")
 
     def enter(self, ctx: DeviceContext) -> str | None:
         """Ping every second."""
@@ -137,6 +142,7 @@ class SutVerifying(State[Device]):
     name = "sut_verifying"
     timeout = 45
     tries = 30
+    taken_over = begins_anew("sut_verifying")
 
     def enter(self, ctx: DeviceContext) -> str | None:
         """Ask every second."""
@@ -164,6 +170,7 @@ class SutVerifyPowerCycle(State[Device]):
     name = "sut_verify_power_cycle"
     timeout = 60
     tries = 3
+    taken_over = begins_anew("sut_verify_power_cycle")
 
     def enter(self, ctx: DeviceContext) -> str | None:
         """Boot from the device's own storage."""
@@ -189,6 +196,7 @@ class SutSdcardVerifying(State[Device]):
     name = "sut_sdcard_verifying"
     timeout = 200
     tries = 2
+    taken_over = begins_anew("sut_sdcard_verifying")
 
     def enter(self, ctx: DeviceContext) -> str | None:
         """Once; the check tries its commands several times by itself."""
@@ -212,6 +220,7 @@ class OperationComplete(State[Device]):
 
     name = "operation_complete"
     timeout = 60
+    taken_over = begins_anew("operation_complete")
 
     @entry(to="ready")
     def enter(self, ctx: DeviceContext) -> str | None:

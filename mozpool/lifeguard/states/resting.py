@@ -12,6 +12,8 @@ from mozpool.lifeguard.states.base import (
     AcceptsAll,
     AcceptsBasic,
     DeviceContext,
+    Rests,
+    begins_anew,
     finish_operation,
     set_image,
     set_next_image,
@@ -19,7 +21,7 @@ from mozpool.lifeguard.states.base import (
 from mozpool.statemachine import TIMEOUT, State, on, when
 
 
-class New(AcceptsAll):
+class New(Rests, AcceptsAll):
     """The device was just added to the pool and is about to be tested for the first time."""
 
     name = "new"
@@ -28,14 +30,14 @@ class New(AcceptsAll):
     begin = when(TIMEOUT, to="start_self_test")
 
 
-class Unknown(AcceptsAll):
+class Unknown(Rests, AcceptsAll):
     """The database says something that this version does not understand. Nothing happens until somebody asks."""
 
     name = "unknown"
     forced_only = True
 
 
-class LockedOut(State[Device]):
+class LockedOut(Rests):
     """A person took the device out of the pool. Mozpool does not touch it until a person puts it back."""
 
     name = "locked_out"
@@ -47,14 +49,14 @@ class LockedOut(State[Device]):
         return None
 
 
-class Troubleshooting(AcceptsAll):
+class Troubleshooting(Rests, AcceptsAll):
     """A person is looking into the device: it does what it is asked, but nothing by itself."""
 
     name = "troubleshooting"
     forced_only = True
 
 
-class Ready(AcceptsAll):
+class Ready(Rests, AcceptsAll):
     """The device was proven to work. It is idle, or the request that holds it may use it."""
 
     name = "ready"
@@ -77,7 +79,7 @@ class Ready(AcceptsAll):
         return None
 
 
-class MaintenanceMode(AcceptsBasic):
+class MaintenanceMode(Rests, AcceptsBasic):
     """The device runs the live image and waits for a person to log in by SSH."""
 
     name = "maintenance_mode"
@@ -120,6 +122,7 @@ class SelfTestRunning(AcceptsBasic):
 
     failed_self_test = when("failed_self_test", to="failed_self_test")
     timed_out = when(TIMEOUT, to="failed_self_test")
+    taken_over = begins_anew("start_self_test")
 
 
 STATES: tuple[type[State[Device]], ...] = (

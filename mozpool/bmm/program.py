@@ -1,0 +1,118 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Runs programs of the configuration: no shell, a deadline for the whole, and nothing left behind when it is over."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import IO
+
+from mozpool.bmm.netio import shown
+from mozpool.clock import Deadline
+
+OUTPUT_LIMIT = 64 * 1024
+"""Bytes that are kept of each of a program's outputs: the last ones."""
+
+_SHOWN = 200
+_ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "PATH", "TZ")
+"""What a program sees of this process's environment; tokens of other services are no business of it."""
+
+
+class ProgramError(Exception):
+    """It could not be run, failed, or was not done in time; ``str()`` is the reason, with the program's name."""
+
+
+def run(command: Sequence[str], deadline: Deadline, output_limit: int = OUTPUT_LIMIT) -> bytes:
+    """Run a program and return what it printed: at most ``output_limit`` bytes, the last ones. Raises ProgramError.
+
+    It is over when the program has ended, or at the deadline, when the program is killed with all that it started.
+    """
+    program = command[0]
+    if deadline.expired:
+        raise ProgramError(f"no time was left to run {program}")
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as e:
+        raise ProgramError(f"cannot run {program}: {getattr(e, 'strerror', None) or str(e)}") from e
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout as stdout, process.stderr as stderr, deadline.leash(process):
+        try:
+            output, errors = _collect(process.pid, stdout, stderr, deadline, output_limit)
+        except BaseException as e:
+            # Not reaped yet, so the group is still this program's.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+            if isinstance(e, TimeoutError):
+                reason = f"{program} was not done within {deadline.seconds:.3g} s and was killed"
+                raise ProgramError(reason) from None
+            raise
+    code = process.wait()
+    if code:
+        end = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+        lines = errors.decode(errors="replace").strip().splitlines()
+        said = shown(lines[-1], _SHOWN) if lines else "no message"
+        raise ProgramError(f"{program} {end}: {said}")
+    return bytes(output)
+
+
+def _collect(
+    pid: int, stdout: IO[bytes], stderr: IO[bytes], deadline: Deadline, output_limit: int
+) -> tuple[bytearray, bytearray]:
+    """The last part of both outputs, until the process has ended. Raises TimeoutError at the deadline.
+
+    What it started and left behind may keep the outputs open, so their end is not waited for.
+    """
+    kept = {stdout.fileno(): bytearray(), stderr.fileno(): bytearray()}
+    limits = {stdout.fileno(): output_limit, stderr.fileno(): OUTPUT_LIMIT}
+    for descriptor in kept:
+        os.set_blocking(descriptor, False)
+    ended = os.pidfd_open(pid)
+    try:
+        with selectors.DefaultSelector() as selector:
+            for descriptor in (ended, *kept):
+                selector.register(descriptor, selectors.EVENT_READ)
+            while True:
+                ready = [key.fd for key, _ in selector.select(deadline.remaining())]
+                # In this order: what was printed before the end is there when the end is seen.
+                for descriptor in kept.keys() if ended in ready else kept.keys() & set(ready):
+                    more = _drain(descriptor, kept[descriptor], limits[descriptor])
+                    if not more and descriptor in selector.get_map():
+                        selector.unregister(descriptor)
+                if ended in ready:
+                    return kept[stdout.fileno()], kept[stderr.fileno()]
+                if deadline.expired:
+                    raise TimeoutError
+    finally:
+        os.close(ended)
+
+
+def _drain(descriptor: int, kept: bytearray, limit: int) -> bool:
+    """Read what is there, at most a few times a pipe's room; answer whether more may come."""
+    for _ in range(8):
+        try:
+            data = os.read(descriptor, OUTPUT_LIMIT)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        kept += data
+        if len(kept) > limit:
+            del kept[:-limit]
+    return True

@@ -1,0 +1,34 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The HTML pages: importing this registers them all on one blueprint."""
+
+from mozpool.web.pages import (
+    catalogue,
+    device,
+    devices,
+    docs,
+    machines,
+    overview,
+    pxe_configs,
+    relays,
+    reports,
+    requests,
+    servers,
+)
+from mozpool.web.pages.base import blueprint
+
+__all__ = [
+    "blueprint",
+    "catalogue",
+    "device",
+    "devices",
+    "docs",
+    "machines",
+    "overview",
+    "pxe_configs",
+    "relays",
+    "reports",
+    "requests",
+    "servers",
+]
