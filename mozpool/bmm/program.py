@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import IO
+from typing import IO, Any
 
 from mozpool.bmm.netio import shown
 from mozpool.clock import Deadline
@@ -24,8 +26,40 @@ _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "PATH", "TZ")
 """What a program sees of this process's environment; tokens of other services are no business of it."""
 
 
+_GATE = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
+"""Becomes the program that it is given once it has read a line, or ends with its input."""
+
+
 class ProgramError(Exception):
     """It could not be run, failed, or was not done in time; ``str()`` is the reason, with the program's name."""
+
+
+def start(
+    command: Sequence[str], *, stdout: int, stderr: int, new_session: bool = False, **where: Any
+) -> subprocess.Popen[bytes]:
+    """Start a program that does nothing until ``let_go``: who watches over it is told of it in the meantime.
+
+    So there is no moment at which this process, frozen or killed, leaves behind a program that nobody ends. ``where``
+    is ``cwd`` and ``env`` of subprocess.Popen. Raises OSError if there is no such program.
+    """
+    _look_for(command[0])
+    return subprocess.Popen(
+        [*_GATE, *command], stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, start_new_session=new_session, **where
+    )
+
+
+def let_go(process: subprocess.Popen[bytes]) -> None:
+    """Let one from ``start`` begin."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it was ended before it began
+        os.write(process.stdin.fileno(), b"\n")
+
+
+def _look_for(program: str) -> None:
+    if shutil.which(program) is None:
+        there = os.path.dirname(program) and os.path.exists(program)
+        number = errno.EACCES if there else errno.ENOENT
+        raise OSError(number, os.strerror(number), program)
 
 
 def run(command: Sequence[str], deadline: Deadline, output_limit: int = OUTPUT_LIMIT) -> bytes:
@@ -37,21 +71,24 @@ def run(command: Sequence[str], deadline: Deadline, output_limit: int = OUTPUT_L
     if deadline.expired:
         raise ProgramError(f"no time was left to run {program}")
     try:
-        process = subprocess.Popen(
+        process = start(
             command,
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            new_session=True,
             cwd="/",
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            start_new_session=True,
         )
     except (OSError, ValueError) as e:
         raise ProgramError(f"cannot run {program}: {getattr(e, 'strerror', None) or str(e)}") from e
+    assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    with process.stdout as stdout, process.stderr as stderr, deadline.leash(process):
+    with process.stdin, process.stdout as stdout, process.stderr as stderr, deadline.leash(process):
         try:
+            if deadline.expired:
+                raise TimeoutError
+            let_go(process)
             output, errors = _collect(process.pid, stdout, stderr, deadline, output_limit)
         except BaseException as e:
             # Not reaped yet, so the group is still this program's.

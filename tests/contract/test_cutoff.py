@@ -254,6 +254,37 @@ power.power_off(device, lease.acting("device1", "power off", 1.5))
 """
 
 
+UNWATCHED = """
+import os, subprocess, sys
+from mozpool.bmm import program
+command = ["sh", "-c", "echo begins > $1", "sh", sys.argv[1]]
+waiting = program.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+print(waiting.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_program_that_nobody_watches_over_yet_does_nothing_when_its_parent_dies(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", UNWATCHED, str(said)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        time.sleep(0.5)
+        assert runs(pid)
+        parent.kill()
+        give_up = time.monotonic() + 10
+        while runs(pid) and time.monotonic() < give_up:
+            time.sleep(0.02)
+        assert not runs(pid)
+        assert not said.exists()
+    finally:
+        parent.kill()
+        parent.communicate(timeout=20)
+
+
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_program_that_switches_power_ends_with_the_lease_of_a_server_that_hangs_or_dies(
     number: int, tmp_path: Path

@@ -19,6 +19,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import IO
 
+from mozpool.bmm import program
 from mozpool.bmm.files import put
 from mozpool.bmm.netboot import dnsmasq
 from mozpool.bmm.netboot.boards import Addresses, Board
@@ -228,20 +229,22 @@ class NetbootService:
         assert self._directory is not None
         given = self._given()
         # The thread that starts it is the one whose end ends it.
-        process = subprocess.Popen(
-            command(self._settings, self._directory),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+        process = program.start(
+            command(self._settings, self._directory), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         output = process.stderr
+        assert process.stdin is not None
         assert output is not None
-        with self._lease.leash(process) as go_on:
+        with process.stdin, self._lease.leash(process) as go_on:
+            begun = False
             silent = self._clock.event()
             reader = self._clock.start_thread(lambda: self._pass_on(output, silent), "netboot log")
             try:
                 while not self._stopping.is_set() and not silent.is_set() and self._lease.holds:
                     go_on(self._lease.left())
+                    if not begun:
+                        program.let_go(process)
+                        begun = True
                     if self._clock.wait(self._look, min(self._interval, self._lease.left())):
                         self._look.clear()
                         if self._stopping.is_set() or silent.is_set():
