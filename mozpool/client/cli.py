@@ -203,6 +203,13 @@ def _wanted(options: Mapping[str, Any]) -> dict[str, Any]:
 # Looking
 
 
+def _state(device: Device) -> str:
+    """Its state, with what else keeps it from being lent."""
+    more = [f"server {device.server_state}"] if device.server_state != "up" else []
+    more += ["leaving"] if device.leaving else []
+    return f"{device.state} ({', '.join(more)})" if more else device.state
+
+
 @main.command()
 @click.option("--state", help="Only those in this state, such as ready.")
 @click.option("--free", is_flag=True, help="Only those that can be lent at once.")
@@ -234,7 +241,7 @@ def devices(
         rows.append(
             (
                 device.name,
-                device.state if device.server_state == "up" else f"{device.state} (server {device.server_state})",
+                _state(device),
                 device.address,
                 device.image,
                 device.environment,

@@ -136,6 +136,8 @@ class Device:
     """The server that owns it."""
     server_state: str
     """``up``, or why its server does nothing with it: ``away``, ``stopped``."""
+    leaving: bool
+    """Whether it is not in the inventory any more and goes as soon as it is free."""
     comments: str | None
     request_id: int | None
     """The request that holds it now, if one does."""
@@ -165,6 +167,7 @@ class Device:
             labels={name: str(value) for name, value in _object(raw.get("labels")).items()},
             imaging_server=_text(raw.get("imaging_server")) or "",
             server_state=_text(raw.get("owner_state")) or "up",
+            leaving=bool(raw.get("leaving")),
             comments=_text(raw.get("comments")),
             request_id=_number(raw.get("request_id") or holder.get("request_id")),
             assignee=_text(holder.get("assignee")),

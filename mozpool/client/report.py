@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import click
 
-from mozpool.client import output
+from mozpool.client import output, values
 from mozpool.client.api import Client
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--days", type=click.FloatRange(0, min_open=True), help="On the last so many days.  [default: 7]")
+@click.option("--days", type=values.days, metavar="NUMBER", help="On the last so many days.  [default: 7]")
 @click.option("--since", metavar="TIME", help="From then on, instead of --days: 2026-11-24T12:00, in UTC.")
 @click.option("--until", metavar="TIME", help="Until then.  [default: now]")
 @click.option("--environment", help="Only on devices of this environment.")

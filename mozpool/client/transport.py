@@ -112,7 +112,8 @@ class Transport:
                 if deadline.expired:
                     break
             rest = max(pause * self._rng.uniform(0.5, 1.0), min(asked, default=0.0))
-            if rest >= deadline.remaining():
+            # The server's own time is not for trying: where none was reached, nobody waits for it.
+            if rest >= deadline.remaining() - (0.0 if last.done else call.extra):
                 raise ServerUnavailable(self._gave_up(last), status=last.status) from last
             self._clock.sleep(rest)
             pause = min(2 * pause, LONGEST_PAUSE)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import click
@@ -29,6 +30,17 @@ def duration(text: str | float) -> float:
 def wait(text: str | float) -> float:
     """A duration, or 0."""
     return 0 if str(text).strip() == "0" else duration(text)
+
+
+def days(text: str | float) -> float:
+    """A number of days; more than none."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise click.BadParameter(f"{str(text)!r} is not a number of days such as 7 or 0.5")
+    return number
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -130,6 +130,14 @@ def test_it_tries_until_its_time_is_over_and_then_gives_up():
     assert 10 < clock.monotonic() <= 20
 
 
+def test_the_time_that_a_server_may_take_is_not_spent_on_trying_to_reach_one():
+    clock = SimClock()
+    client = client_of(f"127.0.0.1:{closed_port()}", clock=clock, timeout=20)
+    with pytest.raises(ServerUnavailable, match="can't be reached"):
+        client.report("devices")
+    assert clock.monotonic() <= 20
+
+
 def test_it_waits_as_long_as_a_busy_server_asks(server):
     clock = SimClock()
     server.faults.extend([Answer(503, BUSY.body, {"Retry-After": "4"})] * 2)
