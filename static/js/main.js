@@ -25,3 +25,8 @@ if (form) {
     location.reload();
   });
 }
+
+// All scripts of the page have run by then.
+document.addEventListener("DOMContentLoaded", () => {
+  document.documentElement.dataset.ready = "";
+});

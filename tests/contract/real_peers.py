@@ -305,11 +305,11 @@ class Dripping:
     def _pass_on(self, source: socket.socket, target: socket.socket, size: int, are_commands: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(size):
-                target.sendall(data)
                 if are_commands:
-                    self.received += data
-                    if size == 1:
-                        time.sleep(0.0005)  # or a command's bytes would arrive together again
+                    self.received += data  # before it can be answered
+                target.sendall(data)
+                if are_commands and size == 1:
+                    time.sleep(0.0005)  # or a command's bytes would arrive together again
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
