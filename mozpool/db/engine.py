@@ -23,7 +23,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from mozpool import config
 from mozpool.clock import Clock, Deadline
-from mozpool.db.nodes import AWAY, CONFLICTS, LOCK_WAIT, NOT_READY, NodeConnection, Nodes, Session
+from mozpool.db.nodes import AWAY, BROKEN_OFF, CONFLICTS, LOCK_WAIT, NOT_READY, NodeConnection, Nodes, Session
 from mozpool.errors import DatabaseAway
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ _NO_IDLE_LIMIT = " /*M!100300 , idle_transaction_timeout = 0 */"
 _IN_DOUBT = "; the last change may have taken place"
 
 # What may be said of a commit that failed so: it did not take place.
-_NOT_COMMITTED = CONFLICTS | {NOT_READY}
+_NOT_COMMITTED = CONFLICTS - {BROKEN_OFF} | {NOT_READY}
 
 
 _busy: ContextVar[frozenset[int]] = ContextVar("busy", default=frozenset())
@@ -232,7 +232,7 @@ class Database:
                     value = work(connection)
                 return value
             except exc.SQLAlchemyError as error:
-                if _code(error) in CONFLICTS:
+                if _code(error) in CONFLICTS and not attempt.in_doubt:
                     conflicts += 1
                     lock_waits = lock_waits + 1 if _code(error) == LOCK_WAIT else 0
                     if lock_waits == LOCK_WAITS:
@@ -246,7 +246,7 @@ class Database:
                     self.on_retry("conflict")
                     self.clock.sleep(self._rng.uniform(0, min(0.1, 0.002 * 2**conflicts)))
                     continue
-                if not _is_away(error):
+                if not (_is_away(error) or _code(error) == BROKEN_OFF):
                     raise
                 doubt = doubt or attempt.in_doubt
                 if attempt.in_doubt and not repeatable:

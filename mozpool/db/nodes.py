@@ -38,8 +38,14 @@ REPEATS = 10
 LOCK_WAIT = 1205
 """A lock was not to be had in time; in a cluster also: what others had committed did not arrive in time."""
 
-CONFLICTS = frozenset({LOCK_WAIT, 1213})
-"""Lock wait timeout; deadlock or, in a cluster, certification conflict. Nothing was committed."""
+BROKEN_OFF = 1317
+"""A statement was broken off: a change of tables on another node of a cluster does so to what is in its way here."""
+
+CONFLICTS = frozenset({LOCK_WAIT, 1213, BROKEN_OFF})
+"""Lock wait timeout; deadlock or, in a cluster, certification conflict; broken off.
+
+Nothing was committed, unless it was the commit that was broken off.
+"""
 
 NOT_READY = 1047
 """The node takes no statements: it is joining, or has lost the cluster. What was sent was not done."""

@@ -525,11 +525,29 @@ def test_a_commit_that_was_refused_did_not_take_place(
 
 
 @mysql
-def test_a_commit_after_which_the_node_lost_the_cluster_is_in_doubt(
-    on_mysql: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_statement_that_was_broken_off_is_done_again(on_mysql: Database) -> None:
+    left = [1]
+
+    def work(connection: Connection) -> None:
+        add("once")(connection)
+        if left:
+            left.pop()
+            connection.execute(
+                text("SIGNAL SQLSTATE '70100' SET MYSQL_ERRNO = 1317, MESSAGE_TEXT = 'Query execution was interrupted'")
+            )
+
+    on_mysql.run(work)
+    with on_mysql.read() as connection:
+        assert names(connection) == ["once"]
+
+
+@mysql
+@pytest.mark.parametrize("code", [1180, 1317])
+def test_a_commit_that_ends_so_is_in_doubt(on_mysql: Database, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The node has lost the cluster; it was broken off."""
+
     def lost(_connection: NodeConnection) -> None:
-        raise pymysql.err.OperationalError(1180, "Got error during COMMIT")
+        raise pymysql.err.OperationalError(code, "Got error during COMMIT")
 
     monkeypatch.setattr(NodeConnection, "commit", lost)
     with pytest.raises(DatabaseAway, match="may have taken place"):
