@@ -34,7 +34,7 @@ from mozpool.db.spelling import exactly
 from mozpool.db.tables import devices as devices_table
 from mozpool.db.tables import hardware_types
 from mozpool.errors import DatabaseAway
-from mozpool.lanes import Lanes
+from mozpool.lanes import Lanes, Soon
 from mozpool.pool.criteria import ANY, Criteria
 from mozpool.statedriver import LOST_CLAIM, Driver
 
@@ -153,11 +153,10 @@ class Matcher:
         self._driver = driver
         self._database = database
         self._rng = rng
-        self._quick = quick
         self._planning = driver.clock.lock()
         self._tickets = itertools.count(1)
         self._last_run = 0
-        self._pending = threading.Lock()
+        self._soon = Soon(quick, MATCH_LANE, self._woken, "matching")
         self._searches: dict[tuple[str, frozenset[int], str, frozenset[int]], FreeSearch] = {}
         self._hardware: dict[int, tuple[float, frozenset[int]]] = {}
         # How many calls wait for a request. With a lock of its own: who calls during a run is seen by that run.
@@ -170,11 +169,9 @@ class Matcher:
 
     def wake(self) -> None:
         """Match soon, from a worker: a device may have become free."""
-        if self._pending.acquire(blocking=False):
-            self._quick.submit(MATCH_LANE, self._woken, "matching")
+        self._soon.ask()
 
     def _woken(self) -> None:
-        self._pending.release()
         try:
             self.match()
         except DatabaseAway as error:
