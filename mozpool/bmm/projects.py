@@ -273,9 +273,9 @@ class _Reader:
     def _integer(self, node: yaml.Node, what: str, low: int, high: int) -> int | None:
         if _is_null(node):
             return None
-        if isinstance(node, yaml.ScalarNode) and node.tag == _INTEGER and re.fullmatch(r"-?\d{1,9}", node.value):
-            if low <= int(node.value) <= high:
-                return int(node.value)
+        is_number = isinstance(node, yaml.ScalarNode) and node.tag == _INTEGER
+        if is_number and re.fullmatch(r"-?\d{1,9}", node.value) and low <= int(node.value) <= high:
+            return int(node.value)
         self._wrong(node, f"{what}: {_shown(node)} is not right; expected a whole number from {low} to {high}")
         return None
 
