@@ -333,7 +333,13 @@ class FakeTaskcluster(Service):
 
     def _status(self, task: TaskRecord) -> dict[str, Any]:
         runs = [
-            {"runId": number, "state": run.state, "workerGroup": WORKER_GROUP, "workerId": run.worker}
+            {
+                "runId": number,
+                "state": run.state,
+                "started": self._stamp(run.claimed),
+                "workerGroup": WORKER_GROUP,
+                "workerId": run.worker,
+            }
             for number, run in enumerate(task.runs)
         ]
         return {
