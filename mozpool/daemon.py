@@ -35,7 +35,7 @@ from mozpool.db.requests import Request
 from mozpool.effects import Effects
 from mozpool.errors import DatabaseAway
 from mozpool.lanes import Lanes, Timers
-from mozpool.lease import Lease, no_cut, no_leash
+from mozpool.lease import Lease, no_cut
 from mozpool.lifeguard import notices as lifeguard_notices
 from mozpool.lifeguard import sampling
 from mozpool.lifeguard.devicemachine import device_machine
@@ -101,6 +101,7 @@ UPKEEP_INTERVAL = 3600.0
 """Seconds between two rounds of clearing away what is too old."""
 
 STOP_LIMIT = 8.0
+FINISH_LIMIT = 3.0
 """Seconds that running work gets to end when the daemon stops."""
 
 
@@ -157,12 +158,19 @@ class Daemon:
         check_state_names(settings, [name for machine in machines for name in machine.states])
         bmm_defaults = {name: getattr(settings.bmm, name) for name in ("power", "boot", "probe", "agent")}
         tftp_root = settings.paths.tftp_root
+        takeover_after = None if settings.server.group is None else settings.server.takeover_after
+        self.cutoff = Cutoff()
+        cut = no_cut if takeover_after is None else self.cutoff.after
+        self.lease = Lease(self.clock, takeover_after, cut, self.cutoff.leash)
         context = BackendContext(
             clock=self.clock,
             tftp_root=None if tftp_root is None else str(tftp_root),
             speed=speed,
             settings=settings.bmm,
             commands=settings.commands,
+            lambdatest=settings.lambdatest,
+            say=self._say,
+            lease=self.lease,
         )
         registry = Registry(context, bmm_defaults, backends)
         _check_backends(settings, registry, bmm_defaults)
@@ -183,10 +191,6 @@ class Daemon:
             "calls", max(2 * ABREAST, settings.lifeguard.workers // 2), self.clock, precedence=self.precedence
         )
 
-        takeover_after = None if settings.server.group is None else settings.server.takeover_after
-        self.cutoff = None if takeover_after is None else Cutoff()
-        watch = (no_cut, no_leash) if self.cutoff is None else (self.cutoff.after, self.cutoff.leash)
-        self.lease = Lease(self.clock, takeover_after, *watch)
         self.bmm = BMM(registry, self.database, self.clock, settings.server.ipaddress, settings.boards_url, self.lease)
         self.seen = Seen(self.clock)
         self.tellers = Lanes("notify", TELLERS, self.clock, precedence=self.precedence)
@@ -337,7 +341,7 @@ class Daemon:
 
     def _netboot(self) -> NetbootService:
         within_lease: dict[str, Any] = {}
-        if self.cutoff is not None:
+        if self.settings.server.group is not None:
             # What it looks at in time to go on within the lease is renewed by signs of life.
             interval = min(LOOK_INTERVAL, self.settings.server.heartbeat_interval)
             within_lease = {"interval": interval, "lease": self.lease}
@@ -584,6 +588,18 @@ class Daemon:
         else:
             self.leaving.look_soon()
 
+    def _say(self, device: str, line: str) -> None:
+        """What a backend has to tell of a device comes into its log; without the database, into this server's."""
+        try:
+            with self.database.read() as conn:
+                found = devices.key_by_name(conn, device)
+        except (DatabaseAway, DBAPIError):
+            found = None
+        if found is None:
+            log.info("%s: %s", device, line)
+        else:
+            self.logbook.add("device", found.id, device, "bmm", line)
+
     def tidy_up(self) -> None:
         """Let what is too old go: log lines, histories, requests that ended long ago."""
         try:
@@ -629,12 +645,12 @@ class Daemon:
         for lanes in (self.quick, self.calls, self.tellers, self.hardware):
             if not lanes.stop(max(0.0, end - self.clock.monotonic())):
                 log.warning("some work of %s has not ended: its rows have deadlines", lanes.name)
+        self.bmm.finish(max(FINISH_LIMIT, end - self.clock.monotonic()))
         self.lease.end()
         if self.rack is not None:
             self.rack.stop()
         if self.netboot is not None:
             self.netboot.stop()
-        if self.cutoff is not None:
-            self.cutoff.close()
+        self.cutoff.close()
         self.logbook.stop()
         self.database.dispose()

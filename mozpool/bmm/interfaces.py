@@ -3,8 +3,8 @@
 
 """What BMM can do to hardware: small interfaces, each with as many backends as there are kinds of hardware.
 
-A backend is found through an entry point of the group ``mozpool.power``, ``mozpool.boot``,
-``mozpool.probe``, ``mozpool.agent`` or ``mozpool.launcher`` (see :mod:`mozpool.bmm.registry`), is built once per process with
+A backend is found through an entry point of the group ``mozpool.power``, ``mozpool.boot``, ``mozpool.probe``,
+``mozpool.agent`` or ``mozpool.launcher`` (see :mod:`mozpool.bmm.registry`), is built once per process with
 :class:`BackendContext`, and is called from many threads; calls with the same lane never overlap.
 Every call is over by its deadline, whatever the peer does, and failures are exceptions that name
 device, operation and reason, never a bare ``False``.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from mozpool import config
 from mozpool.clock import Clock, Deadline
 from mozpool.errors import BadInput
+from mozpool.lease import Lease
 
 NO_MAC = "000000000000"
 """The MAC address of a device whose MAC address nobody knows: it cannot boot from the network."""
@@ -68,6 +69,8 @@ class BackendContext:
     """``[lambdatest]`` of the configuration."""
     say: Callable[[str, str], None] = lambda device, line: None
     """Writes a line into the log of the device of this name; secrets have been masked by then."""
+    lease: Lease | None = None
+    """For how long this server may act, and what ends its programs with it; None: nobody else would act."""
 
 
 class Power(ABC):
@@ -233,3 +236,6 @@ class Launcher(ABC):
     @abstractmethod
     def test(self, lane: str, deadline: Deadline) -> None:
         """Two-way talk with the cloud account behind ``lane``, changing nothing. Raises LaneError."""
+
+    def finish(self, deadline: Deadline) -> None:  # noqa: B027 - most have nothing to finish
+        """This server stops: begin nothing more, let what is under way end by the deadline, and end it then."""

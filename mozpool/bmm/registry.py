@@ -3,8 +3,8 @@
 
 """Finds backends by name, the product's own and those that other packages add.
 
-A package adds a backend through an entry point of the group ``mozpool.power``, ``mozpool.boot``,
-``mozpool.probe``, ``mozpool.agent`` or ``mozpool.launcher``: the entry point's name is the backend's, its object a class (or any
+A package adds a backend through an entry point of the group ``mozpool.power``, ``mozpool.boot``, ``mozpool.probe``,
+``mozpool.agent`` or ``mozpool.launcher``: the entry point's name is the backend's, its object a class (or any
 callable) that takes a :class:`~mozpool.bmm.interfaces.BackendContext`.
 """
 
@@ -92,6 +92,11 @@ class Registry:
     def launcher(self, name: str) -> Launcher:
         """The Launcher backend of this name; devices that name none have none. Raises NoSuchBackend."""
         return cast(Launcher, self._get("launcher", name))
+
+    def launchers_in_use(self) -> list[Launcher]:
+        """Those that have been asked for."""
+        with self._lock:
+            return [cast(Launcher, backend) for (kind, _), backend in self._built.items() if kind == "launcher"]
 
     def names(self, interface: str) -> list[str]:
         """The backends that exist for ``power``, ``boot``, ``probe``, ``agent`` or ``launcher``, sorted."""

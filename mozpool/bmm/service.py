@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from mozpool.bmm.backends.pxe import render
-from mozpool.bmm.interfaces import CommandResult, Target
+from mozpool.bmm.interfaces import CommandResult, HostedJob, HostedStatus, JobOrder, Launcher, Target
 from mozpool.bmm.registry import Registry
 from mozpool.clock import Clock, Deadline, Lock
 from mozpool.db import images
@@ -31,6 +31,10 @@ AGENT_LIMIT = 15.0
 REBOOT_LIMIT = 8.0
 """Shorter than the state that waits for it: what fails late must not pass for a reboot."""
 BOOT_LIMIT = 10.0
+START_LIMIT = 60.0
+LOOK_LIMIT = 15.0
+STOP_LIMIT = 20.0
+"""Of calls to a cloud that hosts devices."""
 
 
 def target(device: Device) -> Target:
@@ -80,6 +84,7 @@ class BMM:
         self._ip_address = ip_address
         self._url = url
         self._lane_backends: dict[str, str | None] = {}
+        self._lane_launchers: dict[str, str] = {}
         self._placed: dict[int, Device] = {}
         """Devices as they were when boot files were written for them: their MAC address may change."""
         self._boot_locks: dict[int, Lock] = {}
@@ -162,11 +167,14 @@ class BMM:
         return self.registry.power(_backend(device, "power")).is_on(target(device), self._deadline(TEST_LIMIT))
 
     def test_power(self, lane: str) -> None:
-        """Two-way talk with the relay board, or another switch, behind a lane.
+        """Two-way talk with the relay board, another switch, or the cloud account behind a lane.
 
         Raises LaneError, LeaseOver, and BadInput for a lane that its backend does not understand.
         """
         self._lease.acting(lane, "test", 0.0)  # a board that others need now is left alone
+        if lane in self._lane_launchers:
+            self.registry.launcher(self._lane_launchers[lane]).test(lane, self._deadline(LOOK_LIMIT))
+            return
         self.registry.power(self._lane_backend(lane)).test(lane, self._deadline(TEST_LIMIT))
 
     def _lane_backend(self, lane: str) -> str | None:
@@ -260,3 +268,41 @@ class BMM:
         """Run a command on the device, for at most so many seconds."""
         with self._acting(device, "command", seconds) as deadline:
             return self.registry.agent(_backend(device, "agent")).run(target(device), command, deadline)
+
+    # Jobs on devices in a cloud
+
+    def _launcher(self, device: Device) -> Launcher:
+        name = _backend(device, "launcher")
+        if name is None:
+            raise HardwareError(device.name, "job", "it is in no cloud: its backends name no launcher")
+        return self.registry.launcher(name)
+
+    def launcher_lane(self, device: Device, *, start: bool) -> str:
+        """The lane in which a device's jobs must be started, or in which all else is asked of its cloud account."""
+        lane = self._launcher(device).lane(target(device), start=start)
+        self._lane_launchers[lane] = str(_backend(device, "launcher"))
+        return lane
+
+    def hosted_status(self, device: Device) -> HostedStatus:
+        """How a device is, as its cloud said some seconds ago at most."""
+        return self._launcher(device).status(target(device), self._deadline(LOOK_LIMIT))
+
+    def start_job(self, device: Device, order: JobOrder) -> None:
+        """See to it that a job is on its way, but not twice. Raises NotYet, too."""
+        with self._acting(device, "job start", START_LIMIT) as deadline:
+            self._launcher(device).start(target(device), order, deadline)
+
+    def look_at_job(self, device: Device, order: JobOrder) -> HostedJob | None:
+        """The ordered job; None: the cloud has not listed it yet."""
+        return self._launcher(device).look(target(device), order, self._deadline(LOOK_LIMIT))
+
+    def stop_jobs(self, device: Device) -> bool:
+        """Stop this pool's jobs on a device; whether none is left."""
+        with self._acting(device, "job stop", STOP_LIMIT) as deadline:
+            return self._launcher(device).stop(target(device), deadline)
+
+    def finish(self, seconds: float) -> None:
+        """This server stops: what launchers have under way may end within so many seconds."""
+        deadline = self._deadline(seconds)
+        for launcher in self.registry.launchers_in_use():
+            launcher.finish(deadline)
