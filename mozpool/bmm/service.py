@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from mozpool.bmm.backends.pxe import render
-from mozpool.bmm.interfaces import CommandResult, Target
+from mozpool.bmm.interfaces import CommandResult, HostedJob, HostedStatus, JobOrder, Launcher, Target
 from mozpool.bmm.registry import Registry
 from mozpool.clock import Clock, Deadline, Lock
 from mozpool.db import images
-from mozpool.db.devices import Device
+from mozpool.db.devices import LAUNCHER, Device
 from mozpool.db.engine import Database
 from mozpool.errors import HardwareError, LeaseOver
 from mozpool.lease import Lease
@@ -31,6 +31,9 @@ AGENT_LIMIT = 15.0
 REBOOT_LIMIT = 8.0
 """Shorter than the state that waits for it: what fails late must not pass for a reboot."""
 BOOT_LIMIT = 10.0
+START_LIMIT = 60.0
+LOOK_LIMIT = 15.0
+STOP_LIMIT = 20.0
 
 
 def target(device: Device) -> Target:
@@ -161,6 +164,17 @@ class BMM:
         """Whether the device has power; None where nobody can tell."""
         return self.registry.power(_backend(device, "power")).is_on(target(device), self._deadline(TEST_LIMIT))
 
+    def test_lane(self, lane: str) -> None:
+        """Two-way talk with what is behind a lane: a relay board, or another switch, or a cloud account.
+
+        Raises LaneError, LeaseOver, and BadInput for a lane that its backend does not understand.
+        """
+        launcher = lane.partition(":")[0]
+        if launcher in self.registry.names(LAUNCHER):
+            self.registry.launcher(launcher).test(lane, self._deadline(LOOK_LIMIT))
+        else:
+            self.test_power(lane)
+
     def test_power(self, lane: str) -> None:
         """Two-way talk with the relay board, or another switch, behind a lane.
 
@@ -180,7 +194,12 @@ class BMM:
     # Boot
 
     def sync_boot(self, device: Device) -> None:
-        """Make the network boot files say what the device's row says: its ``pxe_config``, or nothing."""
+        """Make the network boot files say what the device's row says: its ``pxe_config``, or nothing.
+
+        A hosted device has none.
+        """
+        if device.is_hosted:
+            return
         with self._lock:
             lock = self._boot_locks.setdefault(device.id, self._clock.lock())
         with lock:
@@ -231,6 +250,33 @@ class BMM:
         """The boot config of the image that is being installed, with what stands for this server as in PXE configs."""
         ip_address, url, name = (json.dumps(value)[1:-1] for value in (self._ip_address, self._url, device.name))
         return render(device.next_boot_config or "{}", ip_address=ip_address, url=url, device=name)
+
+    # Jobs on hosted devices
+
+    def _launcher(self, device: Device) -> Launcher:
+        return self.registry.launcher(_backend(device, LAUNCHER) or "")
+
+    def launcher_lane(self, device: Device, *, start: bool) -> str:
+        """The lane of a hosted device's cloud account: the one in which jobs are started, or that for all else."""
+        return self._launcher(device).lane(target(device), start=start)
+
+    def hosted_status(self, device: Device) -> HostedStatus:
+        """How a hosted device is, as its cloud says."""
+        return self._launcher(device).status(target(device), self._deadline(LOOK_LIMIT))
+
+    def start_job(self, device: Device, order: JobOrder) -> None:
+        """See to it that a job is on its way to a hosted device. Raises NotYet, too."""
+        with self._acting(device, "start of a job", START_LIMIT) as deadline:
+            self._launcher(device).start(target(device), order, deadline)
+
+    def look_at_job(self, device: Device, order: JobOrder) -> HostedJob | None:
+        """A job as its cloud has it; None: it is not there yet."""
+        return self._launcher(device).look(target(device), order, self._deadline(LOOK_LIMIT))
+
+    def stop_jobs(self, device: Device) -> bool:
+        """Stop this pool's jobs on a hosted device; whether none is left."""
+        with self._acting(device, "stop of jobs", STOP_LIMIT) as deadline:
+            return self._launcher(device).stop(target(device), deadline)
 
     # Probe and agent
 
