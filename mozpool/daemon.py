@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 from collections.abc import Callable, Mapping
@@ -45,6 +46,7 @@ from mozpool.lifeguard.inventory.sources import source_of
 from mozpool.lifeguard.inventory.sync import InventorySync
 from mozpool.lifeguard.operations import DeviceOperations
 from mozpool.lifeguard.service import LifeGuard
+from mozpool.lifeguard.states.hosted import JobRunning
 from mozpool.lifeguard.store import DeviceStore
 from mozpool.links import Links, Post, http_post
 from mozpool.logbook import Logbook
@@ -122,6 +124,12 @@ def _check_backends(settings: Settings, registry: Registry, defaults: Mapping[st
         raise ConfigError(problems)
 
 
+def _tries(settings: Settings) -> Mapping[str, int]:
+    """How often the steps of states may fail; a job may run on as often as makes ``job_limit`` seconds."""
+    step = settings.timeouts.get(JobRunning.name, JobRunning.timeout)
+    return {JobRunning.name: max(1, math.ceil(settings.lambdatest.job_limit / step)), **settings.tries}
+
+
 class Daemon:
     """An imaging server: built without threads, brought to life by :meth:`start`."""
 
@@ -153,7 +161,7 @@ class Daemon:
         self.clock = clock or Clock()
         self.rng = rng or random.Random()
         speed = settings.testing.speed
-        tuning = Tuning(settings.timeouts, settings.tries, speed)
+        tuning = Tuning(settings.timeouts, _tries(settings), speed)
         machines = (device_machine(tuning), request_machine(tuning))
         check_state_names(settings, [name for machine in machines for name in machine.states])
         bmm_defaults = {name: getattr(settings.bmm, name) for name in ("power", "boot", "probe", "agent")}
@@ -224,7 +232,7 @@ class Daemon:
         )
         self.device_effects = Effects(
             self.devices,
-            DeviceOperations(self.bmm, links, self.clock, speed=speed),
+            DeviceOperations(self.bmm, links, self.database, self.clock, speed=speed),
             self.hardware,
             breaker_failures=settings.lifeguard.breaker_failures,
             breaker_probe=settings.lifeguard.breaker_probe,
@@ -465,7 +473,9 @@ class Daemon:
             device = self.devices.remembered(before.device_id)
             if device is None or device.leaving:
                 self.leaving.look_soon()
-            if device is not None and device.state != "maintenance_mode" and not self.settings.pool.verify_on_return:
+            # Some are due at once then, which only their rows tell.
+            is_due = device is None or device.state == "maintenance_mode" or device.is_hosted
+            if not is_due and not self.settings.pool.verify_on_return:
                 self.devices.amend(
                     before.device_id,
                     lambda device: device.claim_id == before.claim_id,

@@ -16,7 +16,7 @@ from mozpool.bmm.interfaces import CommandResult, HostedJob, HostedStatus, JobOr
 from mozpool.bmm.registry import Registry
 from mozpool.clock import Clock, Deadline, Lock
 from mozpool.db import images
-from mozpool.db.devices import Device
+from mozpool.db.devices import LAUNCHER, Device
 from mozpool.db.engine import Database
 from mozpool.errors import HardwareError, LeaseOver
 from mozpool.lease import Lease
@@ -84,7 +84,6 @@ class BMM:
         self._ip_address = ip_address
         self._url = url
         self._lane_backends: dict[str, str | None] = {}
-        self._lane_launchers: dict[str, str] = {}
         self._placed: dict[int, Device] = {}
         """Devices as they were when boot files were written for them: their MAC address may change."""
         self._boot_locks: dict[int, Lock] = {}
@@ -166,15 +165,23 @@ class BMM:
         """Whether the device has power; None where nobody can tell."""
         return self.registry.power(_backend(device, "power")).is_on(target(device), self._deadline(TEST_LIMIT))
 
+    def test_lane(self, lane: str) -> None:
+        """Two-way talk with what is behind a lane: a relay board, or another switch, or a cloud account.
+
+        Raises LaneError, LeaseOver, and BadInput for a lane that its backend does not understand.
+        """
+        launcher = lane.partition(":")[0]
+        if launcher in self.registry.names(LAUNCHER):
+            self.registry.launcher(launcher).test(lane, self._deadline(LOOK_LIMIT))
+        else:
+            self.test_power(lane)
+
     def test_power(self, lane: str) -> None:
-        """Two-way talk with the relay board, another switch, or the cloud account behind a lane.
+        """Two-way talk with the relay board, or another switch, behind a lane.
 
         Raises LaneError, LeaseOver, and BadInput for a lane that its backend does not understand.
         """
         self._lease.acting(lane, "test", 0.0)  # a board that others need now is left alone
-        if lane in self._lane_launchers:
-            self.registry.launcher(self._lane_launchers[lane]).test(lane, self._deadline(LOOK_LIMIT))
-            return
         self.registry.power(self._lane_backend(lane)).test(lane, self._deadline(TEST_LIMIT))
 
     def _lane_backend(self, lane: str) -> str | None:
@@ -188,7 +195,12 @@ class BMM:
     # Boot
 
     def sync_boot(self, device: Device) -> None:
-        """Make the network boot files say what the device's row says: its ``pxe_config``, or nothing."""
+        """Make the network boot files say what the device's row says: its ``pxe_config``, or nothing.
+
+        A hosted device has none.
+        """
+        if device.is_hosted:
+            return
         with self._lock:
             lock = self._boot_locks.setdefault(device.id, self._clock.lock())
         with lock:
@@ -240,6 +252,33 @@ class BMM:
         ip_address, url, name = (json.dumps(value)[1:-1] for value in (self._ip_address, self._url, device.name))
         return render(device.next_boot_config or "{}", ip_address=ip_address, url=url, device=name)
 
+    # Jobs on hosted devices
+
+    def _launcher(self, device: Device) -> Launcher:
+        return self.registry.launcher(_backend(device, LAUNCHER) or "")
+
+    def launcher_lane(self, device: Device, *, start: bool) -> str:
+        """The lane of a hosted device's cloud account: the one in which jobs are started, or that for all else."""
+        return self._launcher(device).lane(target(device), start=start)
+
+    def hosted_status(self, device: Device) -> HostedStatus:
+        """How a hosted device is, as its cloud says."""
+        return self._launcher(device).status(target(device), self._deadline(LOOK_LIMIT))
+
+    def start_job(self, device: Device, order: JobOrder) -> None:
+        """See to it that a job is on its way to a hosted device. Raises NotYet, too."""
+        with self._acting(device, "start of a job", START_LIMIT) as deadline:
+            self._launcher(device).start(target(device), order, deadline)
+
+    def look_at_job(self, device: Device, order: JobOrder) -> HostedJob | None:
+        """A job as its cloud has it; None: it is not there yet."""
+        return self._launcher(device).look(target(device), order, self._deadline(LOOK_LIMIT))
+
+    def stop_jobs(self, device: Device) -> bool:
+        """Stop this pool's jobs on a hosted device; whether none is left."""
+        with self._acting(device, "stop of jobs", STOP_LIMIT) as deadline:
+            return self._launcher(device).stop(target(device), deadline)
+
     # Probe and agent
 
     def ping(self, device: Device) -> bool:
@@ -268,38 +307,6 @@ class BMM:
         """Run a command on the device, for at most so many seconds."""
         with self._acting(device, "command", seconds) as deadline:
             return self.registry.agent(_backend(device, "agent")).run(target(device), command, deadline)
-
-    # Jobs on devices in a cloud
-
-    def _launcher(self, device: Device) -> Launcher:
-        name = _backend(device, "launcher")
-        if name is None:
-            raise HardwareError(device.name, "job", "it is in no cloud: its backends name no launcher")
-        return self.registry.launcher(name)
-
-    def launcher_lane(self, device: Device, *, start: bool) -> str:
-        """The lane in which a device's jobs must be started, or in which all else is asked of its cloud account."""
-        lane = self._launcher(device).lane(target(device), start=start)
-        self._lane_launchers[lane] = str(_backend(device, "launcher"))
-        return lane
-
-    def hosted_status(self, device: Device) -> HostedStatus:
-        """How a device is, as its cloud said some seconds ago at most."""
-        return self._launcher(device).status(target(device), self._deadline(LOOK_LIMIT))
-
-    def start_job(self, device: Device, order: JobOrder) -> None:
-        """See to it that a job is on its way, but not twice. Raises NotYet, too."""
-        with self._acting(device, "job start", START_LIMIT) as deadline:
-            self._launcher(device).start(target(device), order, deadline)
-
-    def look_at_job(self, device: Device, order: JobOrder) -> HostedJob | None:
-        """The ordered job; None: the cloud has not listed it yet."""
-        return self._launcher(device).look(target(device), order, self._deadline(LOOK_LIMIT))
-
-    def stop_jobs(self, device: Device) -> bool:
-        """Stop this pool's jobs on a device; whether none is left."""
-        with self._acting(device, "job stop", STOP_LIMIT) as deadline:
-            return self._launcher(device).stop(target(device), deadline)
 
     def finish(self, seconds: float) -> None:
         """This server stops: what launchers have under way may end within so many seconds."""

@@ -3,8 +3,8 @@
 
 """Brings the pool's phones into line with the projects file and the cloud.
 
-A phone of a project that the cloud has and the pool has not is added. It is no inventory's, so none removes it. One that
-serves no project any more stays, in environment ``none``: a person decides what becomes of it.
+A phone of a project that the cloud has and the pool has not is added. It is no inventory's, so none removes it. One
+that serves no project any more stays, in environment ``none``: a person decides what becomes of it.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ class Change:
         return ", ".join([f"environment {self.environment}"] * bool(self.environment) + [f"it is {kind}"] * bool(kind))
 
 
-def changes(
-    projects: Projects, known: Mapping[str, launches.Phone], cloud: Mapping[str, CloudPhone]
-) -> list[Change]:
+def changes(projects: Projects, known: Mapping[str, launches.Phone], cloud: Mapping[str, CloudPhone]) -> list[Change]:
     """What differs between the projects file, the cloud and the pool; phones that somebody has are left alone."""
     found = []
     wanted = {udid: [project.name for project in projects.projects_of(udid)] for udid in _udids(projects)}
@@ -88,7 +86,7 @@ def _hardware(phone: CloudPhone) -> tuple[str, str]:
 def carry_out(conn: Connection, wanted: list[Change], server_id: int, rng: random.Random) -> dict[str, int]:
     """Write changes, in the caller's transaction; what is added is this server's. Answers UDID → id of all of them.
 
-    Raises Conflict when another server does the same, or when a device has a UDID as its name that differs in case only.
+    Raises Conflict when another server does the same, or when a device's name is such a UDID but for its case.
     """
     kinds = {change.hardware for change in wanted if change.hardware is not None}
     # MySQL takes names that differ in case only for equal ones.
