@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from mozpool import __version__
+from mozpool.bmm.backends.lambdatest import LambdaTestLauncher
 from mozpool.bmm.cutoff import Cutoff
 from mozpool.bmm.interfaces import BackendContext
 from mozpool.bmm.netboot import tftproot
@@ -32,10 +33,13 @@ from mozpool.config import ConfigError, Problem, Settings, check_state_names
 from mozpool.db import devices, images, relay_boards, servers, upkeep
 from mozpool.db.devices import Candidate, Device
 from mozpool.db.engine import Database, reason
-from mozpool.db.requests import Request
+from mozpool.db.requests import END_STATES, Request
 from mozpool.effects import Effects
-from mozpool.errors import DatabaseAway
+from mozpool.errors import BadInput, DatabaseAway
 from mozpool.lanes import Lanes, Timers
+from mozpool.launcher import load_projects
+from mozpool.launcher.queues import Taskcluster
+from mozpool.launcher.service import LaunchLoop
 from mozpool.lease import Lease, no_cut
 from mozpool.lifeguard import notices as lifeguard_notices
 from mozpool.lifeguard import sampling
@@ -102,6 +106,9 @@ SAMPLE_INTERVAL = 30.0
 UPKEEP_INTERVAL = 3600.0
 """Seconds between two rounds of clearing away what is too old."""
 
+LAUNCHER_LIMIT = 2.0
+"""Seconds of these that the launcher gets for the request that it is making."""
+
 STOP_LIMIT = 8.0
 FINISH_LIMIT = 3.0
 """Seconds that running work gets to end when the daemon stops."""
@@ -146,13 +153,15 @@ class Daemon:
         tell: webhook.Post = webhook.post,
         checkpoint: Callable[[str], None] = lambda point: None,
         end_process: Callable[[], None] = exit_now,
+        dry: bool = False,
     ) -> None:
         """Put the parts together; needs the database for this server's id.
 
         What a simulation replaces: ``database`` instead of the configured one, ``metronome``, BMM's ``backends`` by
         interface and name beside those that are installed, ``post`` for calls to other imaging servers, ``tell`` for
         those to webhooks and callback URLs, and ``checkpoint``, which is called between the steps of a transition.
-        ``end_process`` is what the watchdog does when nothing moves any more.
+        ``end_process`` is what the watchdog does when nothing moves any more. ``dry``: no job is started on hosted
+        devices; the launcher says what it would start.
 
         Raises ConfigError, DatabaseAway, MozpoolError when the database knows no imaging server of this name and none
         can be added.
@@ -301,13 +310,15 @@ class Daemon:
             self.presence.away,
         )
         links.connect(self.lifeguard, self.mozpool)
+        self.launcher = self._launcher(registry, dry=dry) if settings.lambdatest.enabled else None
+        more_lanes = [] if self.launcher is None else [self.launcher.lanes]
         self.devices.observers += [self._device_changed, self.metrics.transitions("device")]
         self.requests.observers += [self._request_changed, self.metrics.transitions("request")]
         self.watchdog = Watchdog(
             self.clock,
             self.timers,
             self.quick,
-            [self.hardware, self.calls, self.tellers],
+            [self.hardware, self.calls, self.tellers, *more_lanes],
             stuck_after=settings.lifeguard.stuck_after,
             exit_after=settings.lifeguard.exit_after,
             longest_operation=max(STORAGE_LIMIT, POWER_LIMIT, settings.email.timeout),
@@ -315,7 +326,9 @@ class Daemon:
             end_process=end_process,
         )
         self.metrics.watch(
-            [self.quick, self.hardware, self.calls, self.tellers], self.watchdog.stuck, self.device_effects.held
+            [self.quick, self.hardware, self.calls, self.tellers, *more_lanes],
+            self.watchdog.stuck,
+            self.device_effects.held,
         )
         self._stopped = threading.Event()
         self.services = Services(
@@ -356,6 +369,44 @@ class Daemon:
         return NetbootService(
             self.settings, lambda: boards_of(self.database, self.server_id), self.clock, **within_lease
         )
+
+    def _launcher(self, registry: Registry, *, dry: bool) -> LaunchLoop:
+        """What starts jobs for Taskcluster's queues. Raises ConfigError, MozpoolError."""
+        settings = self.settings.lambdatest
+        file = self.settings.source or Path("config.ini")
+        if settings.projects is None:
+            line = self.settings.lines.get(("lambdatest", "enabled"))
+            problem = "is not set: expected the YAML file with the projects (lambdatest.yml.dist is a sample)"
+            raise ConfigError([Problem(file, line, "lambdatest", "projects", problem)])
+        cloud = registry.launcher("lambdatest")
+        assert isinstance(cloud, LambdaTestLauncher)
+        if dry:
+            cloud.refuse("mld --debug starts no job")
+        try:
+            return LaunchLoop(
+                settings,
+                lambda path: load_projects(settings, path),
+                cloud,
+                Taskcluster(settings.taskcluster, settings.provisioner),
+                self.mozpool,
+                self.devices,
+                self.database,
+                account=cloud.account.place,
+                holder=self.settings.server.fqdn,
+                server_id=self.server_id,
+                clock=self.clock,
+                rng=self.rng,
+                timers=self.timers,
+                logbook=self.logbook,
+                speed=self.settings.testing.speed,
+                dry=dry,
+                on_new_phones=self._inventory_changed,
+            )
+        except BadInput as error:
+            line = self.settings.lines.get(("pool", "max_duration"))
+            raise ConfigError(
+                [Problem(file, line, "pool", "max_duration", f"is too short for jobs: {error}")]
+            ) from error
 
     def _inventory(self, registry: Registry) -> Background | None:
         """What reads the inventory now and then; None where only mozpool-inventorysync does."""
@@ -433,6 +484,8 @@ class Daemon:
         is_free = getattr(outcome.row, "claim_id", None) is None
         if decision.target == "ready" and decision.is_change and is_free:
             self.matcher.wake()
+            if self.launcher is not None and outcome.row.is_hosted:
+                self.launcher.wake()
 
     def _request_changed(self, outcome: Outcome[Any]) -> None:
         """A request that gave its device back, or looks for one again, sets the queue in motion; some are told of."""
@@ -447,6 +500,8 @@ class Daemon:
             self._claim_changed(outcome)
         if decision.event == "device_found" and outcome.row.owner_id != self.server_id:
             self._tell_owner(outcome.row, None if outcome.after is None else outcome.after.claim_id)
+        if self.launcher is not None and had_device and decision.target in END_STATES:
+            self.launcher.request_ended()
         looks_again = decision.target == "finding_device" and decision.is_change
         if looks_again or (had_device and decision.target not in ("pending", "ready", "contacting_lifeguard")):
             self.matcher.wake()
@@ -556,6 +611,8 @@ class Daemon:
         if self.inventory is not None:
             self.metronome.every(self.inventory.look_interval, self.inventory.look, "inventory", now=True)
         self.metronome.every(interval, self.outbox.wake, "outbox", now=True)
+        if self.launcher is not None:
+            self.metronome.every(self.launcher.interval, self.launcher.wake, "launcher", now=True)
         if self.warnings.is_wanted:
             self.metronome.every(
                 interval,
@@ -652,6 +709,8 @@ class Daemon:
         self.devices.stop()
         self.requests.stop()
         end = self.clock.monotonic() + STOP_LIMIT
+        if self.launcher is not None:
+            self.launcher.stop(LAUNCHER_LIMIT)
         for lanes in (self.quick, self.calls, self.tellers, self.hardware):
             if not lanes.stop(max(0.0, end - self.clock.monotonic())):
                 log.warning("some work of %s has not ended: its rows have deadlines", lanes.name)

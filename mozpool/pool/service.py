@@ -198,8 +198,7 @@ class MozPool:
                 )
             if devices.is_hosted(conn, named.id) != (image.name in images.HOSTED):
                 raise Unprocessable(f"image {image.name} can't be had on device {new.device}", field="image")
-        if self._max_duration and new.duration > self._max_duration:
-            raise BadInput.value("duration", new.duration, f"at most {self._max_duration} seconds")
+        self.check_duration(new.duration)
         for key in image.boot_config_keys:
             if new.boot_config.get(key) is None:
                 raise BadInput(f"{key} is missing: image {image.name} needs this key in its boot config", field=key)
@@ -352,12 +351,16 @@ class MozPool:
 
         return self.changes.wait(request_id, lambda: self.get(request_id), settled, seconds)
 
+    def check_duration(self, seconds: float) -> None:
+        """Raise BadInput when no request may last so long."""
+        if self._max_duration and seconds > self._max_duration:
+            raise BadInput.value("duration", seconds, f"at most {self._max_duration} seconds")
+
     # Changing
 
     def renew(self, request_id: int, duration: float) -> None:
         """Let the request expire so many seconds from now. Raises NotFound, BadInput; Unprocessable when it ended."""
-        if self._max_duration and duration > self._max_duration:
-            raise BadInput.value("duration", duration, f"at most {self._max_duration} seconds")
+        self.check_duration(duration)
         expires = self._clock.now() + timedelta(seconds=duration)
         renewed = self._database.run(lambda conn: requests.set_expires(conn, request_id, expires), repeatable=True)
         self.driver.forget(request_id)

@@ -164,6 +164,13 @@ def filled_in(template: str, job: Wanted) -> str:
     return text
 
 
+def has_scripts(user_scripts: str, version: str) -> bool:
+    """Whether ``[lambdatest] user_scripts`` has a version; of a git repository that is not known beforehand."""
+    if not user_scripts or _GIT_URL.fullmatch(user_scripts):
+        return True
+    return _VERSION.fullmatch(version) is not None and (Path(user_scripts) / version).is_dir()
+
+
 class JobDirectories:
     """Where they are made, and where the user scripts come from. Safe to use from any thread."""
 

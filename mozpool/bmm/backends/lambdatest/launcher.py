@@ -102,7 +102,8 @@ class LambdaTestLauncher(Launcher):
         """Request id → when (monotonic) its start is due: the account's starts one after the other."""
         self._last_start = -math.inf
         self._born = context.clock.monotonic()
-        self._closed = False
+        self._refusal: str | None = None
+        """Why nothing is started any more."""
         self._loaded: tuple[tuple[int, int, int], projects.Projects] | None = None
 
     def lane(self, device: Target, *, start: bool) -> str:
@@ -216,8 +217,8 @@ class LambdaTestLauncher(Launcher):
 
     def finish(self, deadline: Deadline) -> None:
         """Let the runs of hyperexecute end by the deadline, kill those that have not, and remove what is temporary."""
+        self.refuse("this server stops")
         with self._lock:
-            self._closed = True
             runs = list(self._runs.values())
         for run in runs:
             self._clock.wait(run.over, deadline.remaining())
@@ -227,6 +228,11 @@ class LambdaTestLauncher(Launcher):
         for run in runs:
             self._clock.wait(run.over, end.remaining())
         self._directories.close()
+
+    def refuse(self, reason: str) -> None:
+        """Start nothing more; devices that are to run a job wait."""
+        with self._lock:
+            self._refusal = reason
 
     # For the account as a whole
 
@@ -309,8 +315,8 @@ class LambdaTestLauncher(Launcher):
 
     def _have_room(self, jobs: Iterable[Job]) -> None:
         """Raises NotYet for too many runs, or too many initiated jobs among these and those of our runs, OwnFault."""
-        if self._closed:
-            raise OwnFault(ACCOUNT, START, "this server stops")
+        if self._refusal is not None:
+            raise OwnFault(ACCOUNT, START, self._refusal)
         under_way = {number for number, run in self._runs.items() if run.ended == math.inf}
         if len(under_way) >= self._settings.max_starting:
             raise NotYet(BUSY_PAUSE / self._speed)
