@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from mozpool.bmm.interfaces import BackendContext, Target
+from mozpool.bmm.interfaces import BackendContext, JobOrder, Target
 from mozpool.bmm.registry import Registry
 from mozpool.bmm.service import BMM
 from mozpool.clock import Deadline, SimClock
 from mozpool.db.devices import Device
 from mozpool.db.engine import Database
-from mozpool.errors import LaneError, LeaseOver, OwnFault
+from mozpool.errors import HardwareError, LaneError, LeaseOver, OwnFault
 from mozpool.lease import Lease
 from tests.app_fixtures import Server
 from tests.conftest import open_database
@@ -86,7 +86,7 @@ def test_a_directory_that_is_away_is_the_servers_own_fault(boots: Boots, tmp_pat
 
 
 class Recorder:
-    """All four backends at once: notes what it is told to do, and the deadline of each call."""
+    """All backends at once: notes what it is told to do, and the deadline of each call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, float]] = []
@@ -100,8 +100,8 @@ class Recorder:
 
         return call
 
-    def lane(self, device: Target) -> str:
-        return "recorded:1"
+    def lane(self, device: Target, start: bool = False) -> str:
+        return "recorded:start" if start else "recorded:1"
 
 
 class Leased:
@@ -111,17 +111,17 @@ class Leased:
         self.clock = SimClock()
         self.lease = Lease(self.clock, takeover_after)
         self.backend = Recorder()
-        kinds = ("power", "boot", "probe", "agent")
+        kinds = ("power", "boot", "probe", "agent", "launcher")
         registry = Registry(
             BackendContext(clock=self.clock, tftp_root=None),
-            dict.fromkeys(kinds, "recorded"),
+            dict.fromkeys(kinds[:-1], "recorded"),
             {(kind, "recorded"): self.backend for kind in kinds},
         )
         self.bmm = BMM(registry, database, self.clock, "127.0.0.1", "http://127.0.0.1", self.lease)
 
     def calls(self, act: Callable[[BMM, Device], object]) -> list[tuple[str, float]]:
         self.backend.calls.clear()
-        act(self.bmm, device())
+        act(self.bmm, device(backends={"launcher": "recorded"}))
         return self.backend.calls
 
 
@@ -132,12 +132,16 @@ def leased(sqlite_url: str) -> Iterator[Leased]:
     database.dispose()
 
 
+ORDER = JobOrder(1, "a55-perf", ("device1",))
+
 ACTS: list[tuple[str, Callable[[BMM, Device], object], float]] = [
     ("power cycle", lambda bmm, row: bmm.power_cycle(row), 30.0),
     ("power off", lambda bmm, row: bmm.power_off(row), 30.0),
     ("network boot", lambda bmm, row: bmm.sync_boot(row), 10.0),
     ("reboot", lambda bmm, row: bmm.agent_reboot(row), 8.0),
     ("command", lambda bmm, row: bmm.agent_run(row, ["ls"], 12.0), 12.0),
+    ("job start", lambda bmm, row: bmm.start_job(row, ORDER), 60.0),
+    ("job stop", lambda bmm, row: bmm.stop_jobs(row), 20.0),
     ("storage check", lambda bmm, row: bmm.check_storage(row), 195.0),
 ]
 LOOKS: list[Callable[[BMM, Device], object]] = [
@@ -145,6 +149,8 @@ LOOKS: list[Callable[[BMM, Device], object]] = [
     lambda bmm, row: bmm.has_power(row),
     lambda bmm, row: bmm.verify_agent(row),
     lambda bmm, row: bmm.agent_uptime(row),
+    lambda bmm, row: bmm.hosted_status(row),
+    lambda bmm, row: bmm.look_at_job(row, ORDER),
 ]
 
 
@@ -266,3 +272,35 @@ def test_a_server_of_no_group_needs_none_either(
     ((_, left),) = alone.calls(act)
     assert left == seconds
     database.dispose()
+
+
+# Devices in a cloud
+
+
+def test_a_cloud_accounts_lanes_are_tested_by_their_launcher(leased: Leased) -> None:
+    leased.lease.renew(leased.clock.monotonic())
+    row = device(backends={"launcher": "recorded"})
+    assert leased.bmm.launcher_lane(row, start=True) == "recorded:start"
+    leased.bmm.test_power("recorded:start")
+    assert leased.backend.calls == [("test", 15.0)]
+    leased.bmm.test_power(leased.bmm.power_lane(device()))
+    assert leased.backend.calls[1:] == [("test", 10.0)]
+
+
+def test_a_device_in_no_cloud_gets_no_job(leased: Leased) -> None:
+    leased.lease.renew(leased.clock.monotonic())
+    for act in (
+        lambda: leased.bmm.launcher_lane(device(), start=False),
+        lambda: leased.bmm.hosted_status(device()),
+        lambda: leased.bmm.start_job(device(), ORDER),
+        lambda: leased.bmm.look_at_job(device(), ORDER),
+        lambda: leased.bmm.stop_jobs(device()),
+    ):
+        with pytest.raises(HardwareError, match="job of panda-0001 failed: it is in no cloud"):
+            act()
+    assert leased.backend.calls == []
+
+
+def test_a_server_that_stops_lets_its_launchers_finish(leased: Leased) -> None:
+    leased.bmm.finish(3.0)
+    assert leased.backend.calls == [("finish", 3.0)]

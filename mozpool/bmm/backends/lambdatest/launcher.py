@@ -241,7 +241,7 @@ class LambdaTestLauncher(Launcher):
         return self.account.phones(ACCOUNT, "phone status", deadline)
 
     def initiated(self, deadline: Deadline) -> int:
-        """How many jobs of the whole account, whoever started them, are initiated. Raises LaneError."""
+        """How many jobs of the whole account, whoever started them, are created or initiated. Raises LaneError."""
         return _initiated(self.account.jobs(ACCOUNT, "job status", deadline))
 
     def own_jobs(self, deadline: Deadline) -> tuple[OwnJob, ...]:
@@ -515,4 +515,4 @@ def _on(devices: Iterable[str], jobs: Iterable[Job]) -> Iterator[Job]:
 
 
 def _initiated(jobs: Iterable[Job]) -> int:
-    return sum(job.status == INITIATED for job in jobs)
+    return sum(job.status in INITIATED for job in jobs)
