@@ -16,7 +16,7 @@ from mozpool.db import images as images_module
 from mozpool.db.devices import HOSTED, owner_column
 from mozpool.db.hosted_jobs import Wish
 from mozpool.db.requests import END_STATES, FAILED_STATES
-from mozpool.db.tables import device_requests, devices, hardware_types, hosted_jobs, images, requests
+from mozpool.db.tables import device_history, device_requests, devices, hardware_types, hosted_jobs, images, requests
 
 ASSIGNEE = "taskcluster/"
 """What the assignee of the launcher's requests begins with; a worker type follows."""
@@ -191,3 +191,12 @@ def states_of(conn: Connection, request_ids: Collection[int]) -> Mapping[int, st
         return {}
     rows: Any = conn.execute(select(requests.c.id, requests.c.state).where(requests.c.id.in_(sorted(request_ids))))
     return {row[0]: row[1] for row in rows}
+
+
+def states_entered(conn: Connection, states: Collection[str], start: datetime, end: datetime) -> list[tuple[str, str]]:
+    """(device, state) for each time that a device came into one of these states, the oldest first."""
+    query = select(device_history.c.device, device_history.c.to_state).where(
+        device_history.c.ts >= start, device_history.c.ts < end, device_history.c.to_state.in_(states)
+    )
+    rows = conn.execute(query.order_by(device_history.c.id))
+    return [(row[0] or "a device that is gone", row[1]) for row in rows]
