@@ -3,7 +3,6 @@
 
 """``python -m tests.bench.launcher``: how soon all phones are busy after a burst of tasks, by old rules and new ones.
 
-
 In simulated time, with the same fake cloud for both: what is compared are the rules, not the machines they run on.
 """
 
