@@ -699,12 +699,12 @@ def test_a_branch_is_looked_at_again_and_its_old_state_will_do_where_that_fails(
     [
         ("file:///nowhere", "v1", "revision v1 of the user scripts can't be fetched: git ended with status 128: "),
         ("file://{repository}", "v2", "revision v2 of the user scripts can't be fetched: git ended with status 128"),
-        ("file://{repository}", "--upload-pack=touch x", "'--upload-pack=touch x' is not a revision of git"),
-        ("file://{repository}", "a/../b", "'a/../b' is not a revision of git"),
+        ("file://{repository}", "--upload-pack=touch x", "'--upload-pack=touch x' is not (a revision of git|right)"),
+        ("file://{repository}", "a/../b", "'a/../b' is not (a revision of git|right)"),
         ("https://us3r:geheim@example.com/x", "v1", "has credentials in its URL"),
         ("https://geheim@example.com/x", "v1", "has credentials in its URL"),
-        ("{folder}", "../../etc", "'../../etc' is not the name of a folder"),
-        ("{folder}", "..", "'..' is not the name of a folder"),
+        ("{folder}", "../../etc", "'../../etc' is not (the name of a folder|right)"),
+        ("{folder}", "..", "'..' is not (the name of a folder|right)"),
     ],
 )
 def test_a_revision_that_cant_be_had_says_why(
@@ -838,7 +838,7 @@ def test_stopping_ends_a_start_that_is_under_way(lab: Lab, tmp_path: Path) -> No
     lab.start(backend, order())
     both = numbers()
     wait_until(lambda: backend.stop(phone(), lab.deadline()))
-    assert not any(runs(number) for number in both)
+    wait_until(lambda: not any(runs(number) for number in both))
     assert lab.cloud.jobs == []
 
 
@@ -895,7 +895,7 @@ def test_a_server_that_stops_kills_a_run_that_hangs(lab: Lab, tmp_path: Path) ->
     lab.start(backend, order())
     both = numbers()
     backend.finish(lab.deadline(0.2))
-    assert not any(runs(number) for number in both)
+    wait_until(lambda: not any(runs(number) for number in both))
 
 
 # Stopping
