@@ -49,9 +49,7 @@ def launching(
     """A daemon that launches; ``start`` its threads, or nothing happens by itself."""
     with mock.patch.dict(os.environ, cloud.environment()):
         dry = changes.pop("dry", False)
-        daemon = Daemon(
-            settings_for(cloud, database_url, directory, fqdn, **changes), rng=random.Random(1), dry=dry
-        )
+        daemon = Daemon(settings_for(cloud, database_url, directory, fqdn, **changes), rng=random.Random(fqdn), dry=dry)
         try:
             if start:
                 daemon.start()

@@ -115,7 +115,7 @@ def carry_out(conn: Connection, wanted: list[Change], server_id: int, rng: rando
 
 def _add(conn: Connection, change: Change, hardware_id: int | None, server_id: int, rng: random.Random) -> int:
     if devices.key_by_name(conn, change.udid) is not None:
-        raise Conflict(f"there is a device {change.udid} that is not hosted", field="name")
+        raise Conflict(f"there is a device {change.udid} by now, or one that is not hosted", field="name")
     return devices.insert_device(
         conn,
         rng,

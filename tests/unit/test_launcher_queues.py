@@ -1,7 +1,7 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""What is asked of Taskcluster, against a fake that speaks its HTTP: counts, workers, pages, and every kind of failure."""
+"""What is asked of Taskcluster, against a fake that speaks its HTTP: counts, workers, pages, all kinds of failures."""
 
 from __future__ import annotations
 
