@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -16,12 +15,10 @@ import requests
 from mozpool.fakes.cloud import FakeCloud, FakeProject
 from mozpool.fakes.hyperexecute import write_hyperexecute
 from mozpool.fakes.phonecloud import Fate, PhoneSpec, Timings, phone_specs
-from tests.integration.mozpool_site import Site, free_ports, start_server
+from tests.integration.mozpool_site import Site, start_server
 
-TIMINGS = Timings(
-    created=(0.5, 2), initiated=(5, 15), pick_up=(5, 15), finish=(2, 5), abort=(1, 3), cleanup=(5, 15)
-)
-TASK = (10.0, 30.0)
+TIMINGS = Timings(created=(0.5, 2), initiated=(5, 15), pick_up=(5, 15), finish=(2, 5), abort=(1, 3), cleanup=(5, 10))
+TASK = (5.0, 20.0)
 """All of it is shorter than in reality: what is tested is how jobs follow one another."""
 
 ODDS = {Fate("failed", "running"): 0.04, Fate("lambda_error", "initiated"): 0.04}
@@ -56,7 +53,7 @@ class PhoneSite(Site):
         seed: int,
     ) -> None:
         """``limit``: of initiated jobs. All durations of the servers and of the cloud are divided by ``speed``."""
-        super().__init__(directory, database_url, boards=0, speed=speed, seed=seed)
+        super().__init__(directory, database_url, boards=0, others=14 * servers, speed=speed, seed=seed)
         specs = phone_specs(phones)
         self.cloud = FakeCloud(specs, projects_of(specs), speed=speed, seed=seed, timings=TIMINGS, odds=ODDS)
         self.cloud.start()
@@ -69,7 +66,7 @@ class PhoneSite(Site):
         self.config.write_text(shared)
         self.servers = [PhoneServer(self.config, self.log, self.port)]
         for number in range(1, servers):
-            port, config = free_ports(1), directory / f"server-{number}.ini"
+            port, config = self.port + number, directory / f"server-{number}.ini"
             config.write_text(shared.replace(str(self.port), str(port)).replace("heartbeat\n", f"heartbeat-{number}\n"))
             self.servers.append(PhoneServer(config, config.with_suffix(".log"), port))
 
