@@ -125,7 +125,7 @@ def rough(hours: float = 1.0, devices: int = 30, servers: int = 3) -> Scenario:
             Kind("panda", first, labels={"pool": "b2g"}),
             Kind("tegra", devices - first, environment="staging", labels={"pool": "android"}),
         ),
-        phones=(Phones(),),
+        phones=(Phones(count=2),),
         loads=(
             Load(
                 "b2g",
@@ -146,9 +146,9 @@ def rough(hours: float = 1.0, devices: int = 30, servers: int = 3) -> Scenario:
                 wait=1500,
             ),
             Load("urgent", bursts=1, per_hour=0.05 * devices, hold=300.0, priority=5, named=0.0, wait=1200),
-            Load("jobs", bursts=3, per_hour=6.0, hold=900.0, image=JOB, named=0.7, wait=900, environment="android"),
-            Load("pairs", per_hour=2.0, hold=900.0, image=JOB, named=0.0, wait=900, phones=2),
-            Load("borrowed", per_hour=2.0, hold=300.0, image=AS_IS, named=0.3, hardware_type="galaxy"),
+            Load("jobs", bursts=1, per_hour=3.0, hold=900.0, image=JOB, named=0.7, wait=900, environment="android"),
+            Load("pairs", per_hour=1.0, hold=900.0, image=JOB, named=0.0, wait=900, phones=2),
+            Load("borrowed", per_hour=1.0, hold=300.0, image=AS_IS, named=0.3, hardware_type="galaxy"),
             Load("at once", per_hour=0.05 * devices, hold=60.0, image="android", wait=0, environment="staging"),
         ),
         people=People(forced_states=4.0, offline=2.0, removed=2.0, mends=6.0, clock_jumps=1.0),
