@@ -72,8 +72,8 @@ def write_hyperexecute(
     return path
 
 
-class _Refused(Exception):
-    """What is wrong, in a sentence."""
+class Refused(Exception):
+    """The program ends with exit code 1; ``str()`` says what is wrong."""
 
 
 def main(url: str, fault: str | None, slow: float, leaks: bool) -> int:
@@ -84,7 +84,7 @@ def main(url: str, fault: str | None, slow: float, leaks: bool) -> int:
         labels = _labels(sys.argv[1:])
         print(f"HyperExecute CLI version: {VERSION}")
         if fault == ProgramFault.FAILS:
-            raise _Refused("unable to update the binary: no space left on device")
+            raise Refused("unable to update the binary: no space left on device")
         while fault == ProgramFault.HANGS:
             clock.sleep(3600)
         user, key = _credentials(os.environ)
@@ -100,8 +100,8 @@ def main(url: str, fault: str | None, slow: float, leaks: bool) -> int:
         while fault == ProgramFault.HANGS_AFTER:
             clock.sleep(3600)
         if fault == ProgramFault.FAILS_AFTER:
-            raise _Refused("lost the connection while the job was followed")
-    except _Refused as error:
+            raise Refused("lost the connection while the job was followed")
+    except Refused as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -109,7 +109,7 @@ def main(url: str, fault: str | None, slow: float, leaks: bool) -> int:
 
 class _Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise _Refused(message)
+        raise Refused(message)
 
 
 def _labels(arguments: Sequence[str]) -> list[str]:
@@ -119,16 +119,16 @@ def _labels(arguments: Sequence[str]) -> list[str]:
     parser.add_argument("--exclude-external-binaries", action="store_true", required=True)
     labels: list[str] = parser.parse_args(arguments).labels.split(",")
     if not all(label.strip() for label in labels):
-        raise _Refused(f"--labels: {','.join(labels)!r} has an empty label")
+        raise Refused(f"--labels: {','.join(labels)!r} has an empty label")
     return labels
 
 
 def _credentials(environment: Mapping[str, str]) -> tuple[str, str]:
     user, key = environment.get("LT_USERNAME", ""), environment.get("LT_ACCESS_KEY", "")
     if not user or not key:
-        raise _Refused("LT_USERNAME and LT_ACCESS_KEY have to be set")
+        raise Refused("LT_USERNAME and LT_ACCESS_KEY have to be set")
     if "@" in user:
-        raise _Refused("LT_USERNAME: it is the short user name, not the e-mail")
+        raise Refused("LT_USERNAME: it is the short user name, not the e-mail")
     return user, key
 
 
@@ -140,12 +140,12 @@ def _create(url: str, user: str, key: str, job: Mapping[str, Any]) -> Mapping[st
         with urllib.request.urlopen(request, timeout=_CALL_LIMIT) as answer:  # noqa: S310 (http)
             made = json.load(answer)
         if not isinstance(made, dict) or not {"id", "job_number"} <= set(made):
-            raise _Refused("the answer makes no sense")
+            raise Refused("the answer makes no sense")
         return made
     except urllib.error.HTTPError as error:
-        raise _Refused(f"the job was not created: {error.code} {error.read(500).decode(errors='replace')}") from error
+        raise Refused(f"the job was not created: {error.code} {error.read(500).decode(errors='replace')}") from error
     except (OSError, ValueError) as error:
-        raise _Refused(f"the job was not created: {error}") from error
+        raise Refused(f"the job was not created: {error}") from error
 
 
 class Job:
@@ -163,7 +163,7 @@ class _Section:
 
     def __init__(self, name: str, value: Any) -> None:
         if not isinstance(value, dict):
-            raise _Refused(f"{name or 'hyperexecute.yaml'}: {value!r} is not a mapping")
+            raise Refused(f"{name or 'hyperexecute.yaml'}: {value!r} is not a mapping")
         self._name = name
         self._left = dict(value)
 
@@ -171,9 +171,9 @@ class _Section:
         """The value of a key, which has to be of one of these types; ``...``: it must be there."""
         value = self._left.pop(key, default)
         if value is ...:
-            raise _Refused(f"{self._full(key)} is missing")
+            raise Refused(f"{self._full(key)} is missing")
         if value is not default and type(value) not in kinds:
-            raise _Refused(f"{self._full(key)}: {value!r} is not {' or '.join(kind.__name__ for kind in kinds)}")
+            raise Refused(f"{self._full(key)}: {value!r} is not {' or '.join(kind.__name__ for kind in kinds)}")
         return value
 
     def section(self, key: str) -> _Section:
@@ -185,46 +185,46 @@ class _Section:
         for key, value in wanted.items():
             found = self.take(key, type(value))
             if found != value:
-                raise _Refused(f"{self._full(key)}: {found!r} is not {value!r}")
+                raise Refused(f"{self._full(key)}: {found!r} is not {value!r}")
 
     def text(self, key: str) -> str:
         """A text that is not empty."""
         value: str = self.take(key, str)
         if not value.strip():
-            raise _Refused(f"{self._full(key)} is empty")
+            raise Refused(f"{self._full(key)} is empty")
         return value
 
     def texts(self, key: str) -> list[str]:
         """A list of texts that are not empty."""
         value: list[Any] = self.take(key, list)
         if not value or not all(isinstance(each, str) and each.strip() for each in value):
-            raise _Refused(f"{self._full(key)}: {value!r} is not a list of texts")
+            raise Refused(f"{self._full(key)}: {value!r} is not a list of texts")
         return value
 
     def end(self, *others: str) -> None:
         """Nothing is left but ``others``, which nobody looks at."""
         unknown = sorted(map(str, set(self._left) - set(others)))
         if unknown:
-            raise _Refused(f"{self._full(unknown[0])}: no such key")
+            raise Refused(f"{self._full(unknown[0])}: no such key")
 
     def _full(self, key: str) -> str:
         return f"{self._name}.{key}" if self._name else key
 
 
 def read_job(directory: Path, environment: Mapping[str, str]) -> Job:
-    """Read and check what a job's directory must hold. Raises an error that names what is wrong."""
+    """Read and check what a job's directory must hold. Raises Refused, which names what is wrong."""
     try:
         text = (directory / "hyperexecute.yaml").read_text("utf-8")
     except OSError as error:
-        raise _Refused(f"hyperexecute.yaml: {error.strerror}") from error
+        raise Refused(f"hyperexecute.yaml: {error.strerror}") from error
     try:
         top = _Section("", yaml.safe_load(text))
     except yaml.YAMLError as error:
-        raise _Refused(f"hyperexecute.yaml: {' '.join(str(error).split())}") from error
+        raise Refused(f"hyperexecute.yaml: {' '.join(str(error).split())}") from error
     top.exactly(version="0.2", autosplit=True, runson="android")
     concurrency = top.take("concurrency", int)
     if not 1 <= concurrency <= 100:
-        raise _Refused(f"concurrency: {concurrency} is not from 1 to 100")
+        raise Refused(f"concurrency: {concurrency} is not from 1 to 100")
     variables = _variables(top.take("env", dict), environment)
     discovery = top.section("testDiscovery")
     discovery.exactly(type="raw", mode="static")
@@ -246,17 +246,17 @@ def _variables(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict
     found = {}
     for name, value in given.items():
         if not isinstance(value, str):
-            raise _Refused(f"env.{name} is not str")
+            raise Refused(f"env.{name} is not str")
         for other in re.findall(r"\$\{(\w+)\}", value):
             if not environment.get(other):
-                raise _Refused(f"env.{name}: {other} is not set in the environment")
+                raise Refused(f"env.{name}: {other} is not set in the environment")
             value = value.replace(f"${{{other}}}", environment[other])
         found[name] = value
     for name in ("TASKCLUSTER_CLIENT_ID", "TASKCLUSTER_ACCESS_TOKEN", "TC_WORKER_TYPE"):
         if not found.get(name):
-            raise _Refused(f"env.{name} is missing")
+            raise Refused(f"env.{name} is missing")
         if found[name].startswith("$"):
-            raise _Refused(f"env.{name} was not filled in")
+            raise Refused(f"env.{name} was not filled in")
     return found
 
 
@@ -271,10 +271,10 @@ def _discover(command: str, concurrency: int, directory: Path) -> None:
             timeout=_DISCOVERY_LIMIT,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _Refused(f"testDiscovery.command: {error}") from error
+        raise Refused(f"testDiscovery.command: {error}") from error
     lines = len(done.stdout.decode(errors="replace").split("\n")) - 1
     if done.returncode or lines != concurrency:
-        raise _Refused(
+        raise Refused(
             f"testDiscovery.command ended with {done.returncode} and gave {lines} lines, not {concurrency}: {command!r}"
         )
 
@@ -283,13 +283,13 @@ def _look_for_scripts(commands: Sequence[str], directory: Path) -> None:
     """What of ``user_script/`` the commands name has to be there."""
     scripts = directory / "user_script"
     if not scripts.is_dir():
-        raise _Refused("user_script: no such directory")
+        raise Refused("user_script: no such directory")
     if (scripts / "hyperexecute.yaml.tmpl").exists():
-        raise _Refused("user_script/hyperexecute.yaml.tmpl: it is filled in, and not copied along")
+        raise Refused("user_script/hyperexecute.yaml.tmpl: it is filled in, and not copied along")
     for command in commands:
         for name in re.findall(r"(?:^|[\s\"';&|(]|\./)(user_script/[\w./-]+)", command):
             if not (directory / name).exists():
-                raise _Refused(f"{name}: no such file, but {command!r} needs it")
+                raise Refused(f"{name}: no such file, but {command!r} needs it")
 
 
 def _check_the_rest(top: _Section) -> None:
@@ -308,18 +308,18 @@ def _check_the_rest(top: _Section) -> None:
 def _wanted(arguments: _Section, concurrency: int) -> dict[str, Any]:
     fixed = arguments.take("fixedIP", str, default=None)
     if fixed is not None and not re.fullmatch(r"[A-Za-z0-9.:_-]+", fixed):
-        raise _Refused(f"framework.args.fixedIP: {fixed!r} is not one UDID")
+        raise Refused(f"framework.args.fixedIP: {fixed!r} is not one UDID")
     if fixed is not None and concurrency > 1:
-        raise _Refused(f"framework.args.fixedIP: it means one phone, but concurrency is {concurrency}")
+        raise Refused(f"framework.args.fixedIP: it means one phone, but concurrency is {concurrency}")
     patterns = arguments.texts("devices")
     for pattern in patterns:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise _Refused(f"framework.args.devices: {pattern!r}: {error}") from error
+            raise Refused(f"framework.args.devices: {pattern!r}: {error}") from error
     timeout = arguments.take("queueTimeout", int)
     if timeout < 1:
-        raise _Refused(f"framework.args.queueTimeout: {timeout} is not a number of seconds")
+        raise Refused(f"framework.args.queueTimeout: {timeout} is not a number of seconds")
     arguments.text("buildName")
     arguments.exactly(
         privateCloud=True,

@@ -41,6 +41,7 @@ class Timeline:
         self.clock = Clock() if clock is None else clock
         self.speed = speed
         self.rng = random.Random(seed)
+        self._start = (self.clock.monotonic(), self.clock.now())
         self._lock = threading.RLock()
         self._due: list[tuple[float, int, Later]] = []
         self._number = 0
@@ -88,5 +89,6 @@ class Timeline:
         return seconds / self.speed
 
     def wall(self, moment: float) -> datetime:
-        """The wall time of a moment of the monotonic time."""
-        return self.clock.now() + timedelta(seconds=moment - self.clock.monotonic())
+        """The wall time of a moment of the monotonic time, by the cloud's own clock, which never jumps."""
+        began, wall = self._start
+        return wall + timedelta(seconds=moment - began)

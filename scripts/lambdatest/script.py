@@ -52,7 +52,7 @@ def main() -> None:
     os.environ.update(variables)
     clean_up(variables["DEVICE_SERIAL"])
     try:
-        os.execvp(command[0], command)  # noqa: S606 - the task's own command, as an argument list
+        os.execvp(command[0], command)
     except OSError as error:
         sys.exit(f"mozpool: {command[0]} can't be run: {error.strerror}")
 

@@ -56,7 +56,7 @@ def worker_runner(environ: Mapping[str, str], work: Path) -> dict[str, Any]:
 
 def job_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """What script.py puts into the environment of tasks."""
-    variables = {name: environ["SERIAL"] for name in PHONE}
+    variables = dict.fromkeys(PHONE, environ["SERIAL"])
     variables["HOST_IP"] = environ.get("HostIP", "")
     variables.update((name, environ[name]) for name in PASSED_ON if name in environ)
     if variables.get("PowerMeterSerial"):

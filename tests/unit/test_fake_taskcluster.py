@@ -352,6 +352,38 @@ def test_a_task_waits_anew_when_its_job_has_failed(cloud):
     assert [(wait.wanted, wait.seconds) for wait in cloud.waits()] == [(0, 0), (31, 7)]
 
 
+def test_a_plain_launcher_gets_all_tasks_done_and_is_as_late_as_its_period():
+    udids = [spec.udid for spec in phone_specs(20)]
+    projects = {"a55": FakeProject(WORKER_TYPE, tuple(udids[:12])), "perf": FakeProject("perf", tuple(udids[12:]))}
+    odds = {Fate("failed", "running"): 0.1, Fate("lambda_error", "initiated"): 0.1}
+    cloud = FakeCloud(20, projects, clock=SimClock(), seed=7, odds=odds)
+    for after in (7, 900, 2000):
+        cloud.add_tasks("a55", 20, seconds=(100, 900), after=after)
+        cloud.add_tasks("perf", 10, seconds=(100, 900), after=after)
+    for _ in range(3000):
+        sim(cloud).advance(5)
+        phones = cloud.lambdatest.phones
+        live = [job for job in cloud.lambdatest.jobs if not job.ended]
+        for project in projects.values():
+            on_the_way = sum(1 for job in live if job.spec.worker_type == project.worker_type and not job.tasks)
+            taken = {job.spec.fixed for job in live}
+            free = [udid for udid in project.phones if phones[udid] == "active" and udid not in taken]
+            for udid in free[: max(0, cloud.taskcluster.pending(project.worker_type) - on_the_way)]:
+                start(cloud, udid, project.worker_type)
+        tasks = cloud.taskcluster.tasks.values()
+        if len(tasks) == 90 and not live and all(task.state == "completed" for task in tasks):
+            break
+    else:
+        pytest.fail("not done")
+    assert cloud.lambdatest.violations == []
+    words = {job.status for job in cloud.lambdatest.jobs}
+    assert words == {"completed", "failed", "lambda_error"}
+    waits = [wait.seconds for wait in cloud.waits()]
+    assert len(waits) >= 90
+    assert max(waits) <= 5
+    assert sum(waits) / len(waits) > 1
+
+
 # Both for a launcher.
 
 

@@ -56,7 +56,7 @@ _WORD = 64
 LIVE = ("created", "initiated", "running", "in_progress")
 """Statuses of jobs that have not ended."""
 
-INITIATED = "initiated"
+INITIATED = frozenset({"created", "initiated"})
 RUNNING = frozenset({"running", "in_progress"})
 ENDED = frozenset(
     {
@@ -267,8 +267,9 @@ class Account:
         data = _member(self._get(self._devices_url, deadline), "data")
         rows = _list(_member(data, "private_cloud_devices"), "private_cloud_devices")
         phones = [phone for row in rows if (phone := _phone(row)) is not None]
-        if rows and not phones:
-            raise CloudError(f"sent {len(rows)} devices of which none has a udid and a status")
+        if not phones:
+            # Taken as it is, it would be the fault of each phone that it is not there.
+            raise CloudError(f"sent {len(rows)} devices, and none has a udid and a status")
         return {phone.udid: phone for phone in phones}
 
     def _fetch_live(self, deadline: Deadline) -> tuple[Job, ...]:

@@ -188,28 +188,19 @@ class JobDirectories:
         for name, value in (("client id", job.client_id), ("token", job.token), ("worker type", job.worker_type)):
             if not value.isprintable():
                 raise DirectoryError(f"the {name} is not one line of text")
-        made: Path | None = None
         try:
             scripts = self._source(job.version, deadline)
-            root = self._root()
-            made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{job.name}-", dir=root))
-            template = scripts / TEMPLATE
-            if template.is_file():
-                text = filled_in(template.read_text(), job)
-            elif (scripts / SETUP).is_file():
-                text = yaml.safe_dump(hyperexecute_yaml(job), sort_keys=False, width=1000)
-            else:
-                raise DirectoryError(f"the user scripts of version {job.version} have neither {TEMPLATE} nor {SETUP}")
-            _copy(scripts, made / SCRIPTS)
-            with open(os.open(made / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(text)
+            text = _document(scripts, job)
+            made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{job.name}-", dir=self._root()))
+            try:
+                _copy(scripts, made / SCRIPTS)
+                with open(os.open(made / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                    file.write(text)
+            except BaseException:
+                shutil.rmtree(made, ignore_errors=True)
+                raise
         except (OSError, UnicodeError) as error:
-            _remove(made)
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-            where = getattr(error, "filename", None)
-            raise DirectoryError(
-                f"the job's directory can't be made: {reason}{f': {where}' if where else ''}"
-            ) from error
+            raise DirectoryError(f"the job's directory can't be made: {_reason(error)}") from error
         return made
 
     def done(self, directory: Path) -> None:
@@ -226,7 +217,7 @@ class JobDirectories:
                 with suppress(OSError):
                     age = now - path.stat().st_mtime
                     if age > KEPT:
-                        _remove(path)
+                        shutil.rmtree(path, ignore_errors=True)
                     elif age > TOKEN_KEPT:
                         (path / FILE).unlink(missing_ok=True)
 
@@ -321,6 +312,16 @@ def _fetch(url: str, revision: str, cache: Path, deadline: Deadline) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
+def _document(scripts: Path, job: Wanted) -> str:
+    """The text of ``hyperexecute.yaml``. Raises DirectoryError, OSError, UnicodeError."""
+    template = scripts / TEMPLATE
+    if template.is_file():
+        return filled_in(template.read_text(), job)
+    if (scripts / SETUP).is_file():
+        return yaml.safe_dump(hyperexecute_yaml(job), sort_keys=False, width=1000)
+    raise DirectoryError(f"the user scripts of version {job.version} have neither {TEMPLATE} nor {SETUP}")
+
+
 def _copy(scripts: Path, to: Path) -> None:
     """Raises DirectoryError: a link could lead to any file of this machine, and all of it is sent to the cloud."""
 
@@ -334,15 +335,10 @@ def _copy(scripts: Path, to: Path) -> None:
             raise DirectoryError(f"the user scripts have a symbolic link: {path.relative_to(to)}")
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: OSError | UnicodeError) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return type(error).__name__
-
-
-def _remove(path: Path | None) -> None:
-    if path is not None:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def seen_by(job: Wanted) -> Mapping[str, str]:

@@ -100,7 +100,8 @@ class LambdaTestLauncher(Launcher):
         self._runs: dict[int, _Run] = {}
         self._slots: dict[int, float] = {}
         """Request id → when (monotonic) its start is due: the account's starts one after the other."""
-        self._last_start = -math.inf
+        self._spacing = settings.start_spacing / context.speed
+        self._last_turn = self._last_start = -math.inf
         self._born = context.clock.monotonic()
         self._refusal: str | None = None
         """Why nothing is started any more."""
@@ -149,8 +150,8 @@ class LambdaTestLauncher(Launcher):
             if self._is_running(order.request_id):
                 return
             self._have_room(jobs)
-            self._take_turn(order.request_id)
-            self._last_start = self._clock.monotonic()
+            # Turns are spaced, but how long the cloud took to answer differs.
+            self._last_start = begin = max(self._clock.monotonic(), self._last_start + self._spacing)
             self._runs[order.request_id] = run
         try:
             self._directories.clean()
@@ -162,6 +163,7 @@ class LambdaTestLauncher(Launcher):
             if isinstance(error, DirectoryError):
                 raise OwnFault(device, START, str(error)) from error
             raise
+        self._clock.sleep(begin - self._clock.monotonic())
         labels = ",".join((_LABEL, order.project, *order.devices, wanted.name))
         command = (executable, "--no-track", "--labels", labels, "--exclude-external-binaries")
         self._clock.start_thread(lambda: self._run(run, command, directory, wanted), f"hyperexecute {wanted.name}")
@@ -241,7 +243,7 @@ class LambdaTestLauncher(Launcher):
         return self.account.phones(ACCOUNT, "phone status", deadline)
 
     def initiated(self, deadline: Deadline) -> int:
-        """How many jobs of the whole account, whoever started them, are initiated. Raises LaneError."""
+        """How many jobs of the whole account, whoever started them, are created or initiated. Raises LaneError."""
         return _initiated(self.account.jobs(ACCOUNT, "job status", deadline))
 
     def own_jobs(self, deadline: Deadline) -> tuple[OwnJob, ...]:
@@ -328,16 +330,17 @@ class LambdaTestLauncher(Launcher):
     def _take_turn(self, request_id: int) -> None:
         """One start after the other, in the order in which they were first asked for. Raises NotYet."""
         now = self._clock.monotonic()
-        spacing = self._settings.start_spacing / self._speed
         # What another process of this server, or a killed one, has started just now is in the cloud's lists by then.
-        earliest = max(self._last_start + spacing, self._born + SETTLING / self._speed)
+        earliest = max(self._last_turn + self._spacing, self._born + SETTLING / self._speed)
         missed = now - SETTLING / self._speed
         self._slots = {other: due for other, due in self._slots.items() if due > missed}
         due = self._slots.get(request_id)
-        if due is None or due <= now < earliest:
-            others = (slot + spacing for other, slot in self._slots.items() if other != request_id)
+        if due is None or due + self._spacing <= now < earliest:
+            others = (slot + self._spacing for other, slot in self._slots.items() if other != request_id)
             self._slots[request_id] = due = max(now, earliest, *others)
-        self._wait_until(due)
+        self._wait_until(max(due, earliest))
+        # Who comes a little late for its turn does not put off all others.
+        self._last_turn = due if now - due < self._spacing / 2 else now
 
     def _wait_until(self, moment: float) -> None:
         left = moment - self._clock.monotonic()
@@ -515,4 +518,4 @@ def _on(devices: Iterable[str], jobs: Iterable[Job]) -> Iterator[Job]:
 
 
 def _initiated(jobs: Iterable[Job]) -> int:
-    return sum(job.status == INITIATED for job in jobs)
+    return sum(job.status in INITIATED for job in jobs)
