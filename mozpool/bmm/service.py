@@ -165,23 +165,16 @@ class BMM:
         """Whether the device has power; None where nobody can tell."""
         return self.registry.power(_backend(device, "power")).is_on(target(device), self._deadline(TEST_LIMIT))
 
-    def test_lane(self, lane: str) -> None:
-        """Two-way talk with what is behind a lane: a relay board, or another switch, or a cloud account.
-
-        Raises LaneError, LeaseOver, and BadInput for a lane that its backend does not understand.
-        """
-        launcher = lane.partition(":")[0]
-        if launcher in self.registry.names(LAUNCHER):
-            self.registry.launcher(launcher).test(lane, self._deadline(LOOK_LIMIT))
-        else:
-            self.test_power(lane)
-
     def test_power(self, lane: str) -> None:
-        """Two-way talk with the relay board, or another switch, behind a lane.
+        """Two-way talk with the relay board, another switch, or the cloud account behind a lane.
 
         Raises LaneError, LeaseOver, and BadInput for a lane that its backend does not understand.
         """
         self._lease.acting(lane, "test", 0.0)  # a board that others need now is left alone
+        launcher = lane.partition(":")[0]
+        if launcher in self.registry.names(LAUNCHER):
+            self.registry.launcher(launcher).test(lane, self._deadline(LOOK_LIMIT))
+            return
         self.registry.power(self._lane_backend(lane)).test(lane, self._deadline(TEST_LIMIT))
 
     def _lane_backend(self, lane: str) -> str | None:

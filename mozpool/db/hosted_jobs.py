@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, bindparam, false, func, insert, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.db.packing import loads_object
@@ -33,6 +33,9 @@ REASON = 190
 
 NUMBER_DIGITS = 18
 """What has more digits is no job's number."""
+
+LONGEST_ID = 64
+"""Characters of an id of a job or a task."""
 
 
 @dataclass(frozen=True)
@@ -239,18 +242,14 @@ def open_ones(conn: Connection) -> list[Job]:
 def mentions(wanted: str) -> ColumnElement[bool]:
     """The condition for jobs that ``wanted`` names: by number, id or URL of the job, or by id or URL of its task.
 
-    An id within a URL is found by the URL, too, whatever else that has (a run's number, a tab's name).
+    A URL names what ids are in it, whatever else it has (a run's number, a tab's name).
     """
-    text = wanted.strip()
-    words = {text, *re.split(r"[/?#&=]", text)} - {""}
-    found: list[ColumnElement[bool]] = [
-        exactly(hosted_jobs.c.url, text),
-        exactly(hosted_jobs.c.task_url, text),
-    ]
+    words = {wanted.strip(), *re.split(r"[/?#&=]", wanted.strip())} - {""}
+    found: list[ColumnElement[bool]] = [false()]
     for column in (hosted_jobs.c.job_id, hosted_jobs.c.task_id):
-        found += [exactly(column, word) for word in sorted(words) if len(word) <= 64]
-    if text.isascii() and text.isdecimal() and len(text) <= NUMBER_DIGITS:
-        found.append(hosted_jobs.c.number == int(text))
+        found += [exactly(column, word) for word in sorted(words) if len(word) <= LONGEST_ID]
+    if wanted.strip().isascii() and wanted.strip().isdecimal() and len(wanted.strip()) <= NUMBER_DIGITS:
+        found.append(hosted_jobs.c.number == int(wanted))
     return or_(*found)
 
 

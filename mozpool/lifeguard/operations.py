@@ -104,7 +104,7 @@ class DeviceOperations:
 
     def probe_lane(self, lane: str) -> None:
         """Talk to the relay board, or the cloud account, behind a lane."""
-        self._bmm.test_lane(lane)
+        self._bmm.test_power(lane)
 
     def perform(self, row: Device, effect: Effect) -> Event | None:
         """Do an effect. Raises HardwareError, NotYet."""

@@ -151,7 +151,7 @@ class FailedPhone(Failed):
     def enter(self, ctx: DeviceContext) -> str | None:
         """Ask the cloud once a minute."""
         target = None if ctx.row.state == self.name else super().enter(ctx)
-        if target is None:
+        if target is None and ctx.row.is_hosted:
             ctx.effect(WatchPhone())
         return target
 

@@ -95,7 +95,9 @@ class JobStarting(OnTheWay):
     @on("job_ordered", to="job_waiting")
     def ordered(self, ctx: DeviceContext) -> str | None:
         """It is on its way."""
-        note(ctx, hosted_jobs.set_lead, ctx.args["lead"])
+        lead = ctx.args.get("lead")
+        if isinstance(lead, int):
+            note(ctx, hosted_jobs.set_lead, lead)
         return None
 
     @on("job_start_failed", to=("job_starting", "job_stopping"))
