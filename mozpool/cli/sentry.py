@@ -22,13 +22,13 @@ def report_errors(settings: Settings) -> None:
             "[lambdatest] sentry_dsn is set, but Sentry's library is not there: pip install 'mozpool[sentry]'"
         ) from error
     try:
-        # Neither values of variables, of which some are secrets, nor what clients sent.
+        # Neither values of variables, of which some are secrets, nor what clients sent (the library sends no more of
+        # persons by itself).
         sentry_sdk.init(
             dsn=dsn,
             release=f"mozpool@{__version__}",
             server_name=settings.server.fqdn,
             include_local_variables=False,
-            send_default_pii=False,
             max_request_body_size="never",
         )
     except Exception as error:

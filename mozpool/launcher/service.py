@@ -226,6 +226,7 @@ class LaunchLoop:
         self._watch()
         self.lanes = Lanes("launcher", WORKERS, clock)
         self._soon = Soon(self.lanes, LOOK, self._look, "looking what to start")
+        self._aside = Soon(self.lanes, SIDE, self._stop_orphans, "stopping jobs that nobody wants")
         self._stopping = False
         self._said: dict[str, str] = {}
         """What about → what was last logged of it."""
@@ -284,7 +285,7 @@ class LaunchLoop:
             return
         self._fine("cloud")
         self._keep_house(cloud)
-        self.lanes.submit(SIDE, self._stop_orphans, "stopping jobs that nobody wants")
+        self._aside.ask()
         view = self.view(cloud, initiated)
         starts = decide.decide(view.demands, view.free, view.places, self._rng)
         self._tell(view, starts)

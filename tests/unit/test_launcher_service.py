@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -388,13 +389,12 @@ def test_the_task_that_a_worker_took_is_noted_with_its_job_but_not_that_of_a_job
 def test_a_job_counts_as_on_its_way_until_its_task_is_seen_or_it_should_have_one():
     now = datetime.now(UTC)
     since = now - timedelta(seconds=210)
-    base = {"request_id": 1, "assignee": "x", "project": "a", "device": ONE, "number": None, "running": None}
-    base |= {"task_seen": None, "ended": None, "job": 1}
+    base = launches.Asked(1, "x", "a", ONE, "ready", 1, None, None, None, None)
 
     def one(state, **more):
-        return launches.Asked(**{**base, "device_state": state, **more})
+        return replace(base, device_state=state, **more)
 
-    assert launches.Asked(**{**base, "device": None, "device_state": None, "job": None}).may_take_task(since)
+    assert one(None, device=None, job=None).may_take_task(since)
     assert one("ready", job=None).may_take_task(since)
     assert one("job_starting").may_take_task(since) and one("job_waiting").is_unknown
     assert not one("job_waiting", number=5).is_unknown
