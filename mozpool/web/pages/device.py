@@ -69,6 +69,7 @@ EVENTS = {
     "job_ordered": "its job is on its way",
     "job_start_failed": "its job could not be started",
     "job_stopped": "no job is left on it",
+    "job_running": "its job runs",
     "job_ended": "its job has ended",
     "group_incomplete": "other devices for its job did not come",
 }
