@@ -203,7 +203,8 @@ class LaunchLoop:
         self._devices = devices
         self._database = database
         self._job = _job_name(account)
-        self._holder = f"{holder} (process {os.getpid()})"
+        self._server = f"{holder} (process "
+        self._holder = f"{self._server}{os.getpid()})"
         self._token = f"{rng.getrandbits(128):032x}"
         self._server_id = server_id
         self._clock = clock
@@ -218,6 +219,8 @@ class LaunchLoop:
         self.interval = settings.look_interval / speed
         self._hold = max(SHORTEST_HOLD, 4 * settings.look_interval) / speed
         self._held_until = float("-inf")
+        self._has_asked = False
+        """Whether it has tried to be the one that launches."""
         self._path = settings.projects
         self._stamp = _stamp(self._path)
         self.projects = load(self._path)
@@ -320,20 +323,29 @@ class LaunchLoop:
     def _take(self) -> bool:
         """Whether this server is the one that launches, for some seconds from now on. Raises DatabaseAway.
 
-        One that only says what it would start keeps nobody from starting it.
+        One that only says what it would start keeps nobody from starting it. A process that has just begun takes the
+        place of the one before it on this server, which was killed.
         """
         if self._dry:
             return True
         began, now = self._clock.monotonic(), self._clock.now()
+        heir_of = None if self._has_asked else self._server
         try:
             held = self._database.run(
                 lambda conn: jobs.take(
-                    conn, self._job, holder=self._holder, token=self._token, now=now, seconds=self._hold
+                    conn,
+                    self._job,
+                    holder=self._holder,
+                    token=self._token,
+                    now=now,
+                    seconds=self._hold,
+                    heir_of=heir_of,
                 ),
                 repeatable=True,
             )
         except IntegrityError:
             held = None  # another server has begun it for the first time a moment ago
+        self._has_asked = True
         if held is None:
             self._say("job", "another server of the pool launches: this one is ready to take over")
             return False

@@ -239,6 +239,20 @@ def test_who_was_killed_is_replaced_when_its_time_is_over(sqlite_url: str, tmp_p
         assert job is not None and job.holder is not None and job.holder.startswith("launcher-1.example.com")
 
 
+def test_a_server_that_was_killed_goes_on_at_once_when_it_is_back(database_url: str, tmp_path: Path, cloud: FakeCloud):
+    with (
+        ready(cloud, database_url, tmp_path) as killed,
+        launching(cloud, database_url, tmp_path, start=False, fqdn="launcher-2.example.com", status_age=0.0) as other,
+        launching(cloud, database_url, tmp_path, start=False, status_age=0.0) as back,
+    ):
+        assert loop_of(killed)._take()
+        assert not loop_of(other)._take()
+        assert loop_of(back)._take()
+        # It was not killed after all: they do not take it from one another for ever.
+        assert not loop_of(killed)._take()
+        assert loop_of(back)._take()
+
+
 def test_a_queue_that_does_not_tell_holds_up_no_other(
     sqlite_url: str, tmp_path: Path, cloud: FakeCloud, caplog: pytest.LogCaptureFixture
 ):

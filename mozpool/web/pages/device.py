@@ -30,6 +30,7 @@ from mozpool.db.tables import device_history
 from mozpool.errors import HardwareError, MozpoolError
 from mozpool.lifeguard.api import lifeguard, waits_for
 from mozpool.lifeguard.devicemachine import category
+from mozpool.lifeguard.states.hosted import JobRunning
 from mozpool.web.pages.base import blueprint, live, me, span, whole
 
 ROWS = 15
@@ -162,8 +163,12 @@ def _look(row: Device, holder: Request | None, can: Abilities) -> dict[str, Any]
         "row": row,
         "category": category(row.state, row.claim_id is not None),
         "meaning": machine.meaning_of(row.state),
-        "limit": machine.timeout_of(row.state),
-        "tries": {step: (count, _tries(step)) for step, count in sorted(row.state_counters.items())},
+        "limit": None if row.state == JobRunning.name else machine.timeout_of(row.state),
+        "tries": {
+            step: (count, _tries(step))
+            for step, count in sorted(row.state_counters.items())
+            if step != JobRunning.name  # going on is no failure
+        },
         "accepts": {
             event for event in _PLEASES if machine.expects(row.state, event) and not machine.stays(row.state, event)
         },
