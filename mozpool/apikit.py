@@ -30,7 +30,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from mozpool.clock import Clock
 from mozpool.config import Settings
-from mozpool.db import devices
+from mozpool.db import devices, hosted_jobs
 from mozpool.db.devices import Device, DeviceKey
 from mozpool.db.engine import Database
 from mozpool.errors import BadInput, NotFound
@@ -386,6 +386,43 @@ def page(key: str, rows: Sequence[Any], limit: int | None, shown: Sequence[Any])
 
 
 # --- Describing ---
+
+
+class JobInfo(BaseModel):
+    """A job on a hosted device."""
+
+    number: int | None = Field(description="The cloud's number of it; null until the cloud knows it.")
+    id: str | None = Field(description="The cloud's id of it.")
+    url: str | None = Field(description="Where people see it.")
+    status: str | None = Field(description="The cloud's last word of it.")
+    task_id: str | None = Field(description="The Taskcluster task that its worker was seen with last.")
+    task_url: str | None
+    project: str
+    lead_request_id: int = Field(description="The request whose id the job carries as its label.")
+    ordered: str | None = Field(description="In UTC, without a zone; so are the next two.")
+    running: str | None
+    ended: str | None
+    reason: str | None = Field(description="Why it failed or was stopped.")
+
+
+def job_info(job: hosted_jobs.Job | None) -> dict[str, Any] | None:
+    """A job as the API shows it."""
+    if job is None:
+        return None
+    return {
+        "number": job.number,
+        "id": job.job_id,
+        "url": job.url,
+        "status": job.status,
+        "task_id": job.task_id,
+        "task_url": job.task_url,
+        "project": job.project,
+        "lead_request_id": job.lead_request_id,
+        "ordered": time_text(job.ordered),
+        "running": time_text(job.running),
+        "ended": time_text(job.ended),
+        "reason": job.reason,
+    }
 
 
 class LogLine(BaseModel):

@@ -745,6 +745,67 @@ class Email:
 
 
 @dataclass(frozen=True)
+class LambdaTest:
+    """Phones in LambdaTest's private cloud, and the launcher that starts jobs on them for Taskcluster's queues."""
+
+    enabled: bool = setting(BOOLEAN, False, "Watch the queues in this server and start jobs for them, as mld run does.")
+    projects: Path | None = setting(
+        optional(PATH), None, "The YAML file with the projects and their phones (lambdatest.yml)."
+    )
+    username: str = setting(
+        TEXT, "", "The account's short user name, never the e-mail; nothing: that in LT_USERNAME of the environment."
+    )
+    access_key: str = setting(
+        TEXT, "", "The account's access key; nothing: that in LT_ACCESS_KEY of the environment.", secret=True
+    )
+    hyperexecute: str = setting(PROGRAM, "hyperexecute", "LambdaTest's program that starts jobs.")
+    user_scripts: str = setting(
+        TEXT,
+        "",
+        "The directory with one folder of user scripts a version, or the URL of a git repository, whose revision "
+        "USER_SCRIPTS_VERSION is taken; nothing: those that come with Mozpool.",
+    )
+    job_directory: Path | None = setting(
+        optional(PATH), None, "Where the directories of jobs are made; nothing: a directory that ends with the server."
+    )
+    start_spacing: float = setting(number("seconds", 0, 3600), 2.0, "Seconds from one start of a job to the next.")
+    max_initiated: int = setting(integer(1), 40, "No job is started while so many are initiated in the whole account.")
+    max_starting: int = setting(integer(1, 100), 8, "How many runs of hyperexecute there may be at a time.")
+    status_age: float = setting(
+        number("seconds", 0, 600), 8.0, "How old the cloud's answers may be that are used again."
+    )
+    pick_up: float = setting(
+        SECONDS, 210.0, "Seconds from a job's start within which it counts as on its way to a pending task."
+    )
+    job_limit: float = setting(SECONDS, 5400.0, "Seconds that a job may run; then it is stopped.")
+    look_interval: float = setting(SECONDS, 5.0, "How often the queues are looked at.")
+    label: str = setting(
+        matching("up to 20 letters, digits and -", r"[A-Za-z0-9-]{1,20}"),
+        "mozpool",
+        "What this pool's jobs are known by in an account that others use, too.",
+    )
+    devices_api: str = setting(
+        URL_HTTP, "https://mobile-api.lambdatest.com", "Where the cloud says how its phones are."
+    )
+    jobs_api: str = setting(URL_HTTP, "https://api.hyperexecute.cloud", "Where the cloud says how its jobs are.")
+    stop_path: str = setting(
+        matching("a path with {id} in it, or nothing", r"|/\S*\{id\}\S*"),
+        "/v1.0/job/{id}/abort",
+        "What is sent a PUT at jobs_api to stop a job; {id} is its id. Nothing: jobs end by themselves only.",
+    )
+    job_page: str = setting(
+        TEXT,
+        "https://hyperexecute.lambdatest.com/hyperexecute/task?jobId={id}",
+        "The page of a job; {id} is its id.",
+    )
+    taskcluster: str = setting(
+        URL_HTTP, "https://firefox-ci-tc.services.mozilla.com", "The root URL of the Taskcluster that has the queues."
+    )
+    provisioner: str = setting(TEXT, "proj-autophone", "What the worker pools' names begin with, before the slash.")
+    sentry_dsn: str = setting(TEXT, "", "Where errors are reported to; nothing: nowhere.", secret=True)
+
+
+@dataclass(frozen=True)
 class Testing:
     """Simulated hardware, for trying Mozpool out and for its tests. The probabilities are those of real boards."""
 
@@ -786,6 +847,7 @@ class Settings:
     notify: Notify = field(default_factory=Notify)
     targets: Mapping[str, NotifyTarget] = named_sections("notify", NotifyTarget)
     email: Email = field(default_factory=Email)
+    lambdatest: LambdaTest = field(default_factory=LambdaTest)
     timeouts: Mapping[str, float] = free_names(
         SECONDS, "Time limits of states, in seconds, where the built-in ones do not fit: b2g_downloading = 240."
     )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from mozpool import __version__
+from mozpool.bmm.backends.lambdatest import LambdaTestLauncher
 from mozpool.bmm.cutoff import Cutoff
 from mozpool.bmm.interfaces import BackendContext
 from mozpool.bmm.netboot import tftproot
@@ -31,11 +33,14 @@ from mozpool.config import ConfigError, Problem, Settings, check_state_names
 from mozpool.db import devices, images, relay_boards, servers, upkeep
 from mozpool.db.devices import Candidate, Device
 from mozpool.db.engine import Database, reason
-from mozpool.db.requests import Request
+from mozpool.db.requests import END_STATES, Request
 from mozpool.effects import Effects
-from mozpool.errors import DatabaseAway
+from mozpool.errors import BadInput, DatabaseAway
 from mozpool.lanes import Lanes, Timers
-from mozpool.lease import Lease, no_cut, no_leash
+from mozpool.launcher import load_projects
+from mozpool.launcher.queues import Taskcluster
+from mozpool.launcher.service import LaunchLoop
+from mozpool.lease import Lease, no_cut
 from mozpool.lifeguard import notices as lifeguard_notices
 from mozpool.lifeguard import sampling
 from mozpool.lifeguard.devicemachine import device_machine
@@ -45,6 +50,7 @@ from mozpool.lifeguard.inventory.sources import source_of
 from mozpool.lifeguard.inventory.sync import InventorySync
 from mozpool.lifeguard.operations import DeviceOperations
 from mozpool.lifeguard.service import LifeGuard
+from mozpool.lifeguard.states.hosted import JobRunning
 from mozpool.lifeguard.store import DeviceStore
 from mozpool.links import Links, Post, http_post
 from mozpool.logbook import Logbook
@@ -100,7 +106,11 @@ SAMPLE_INTERVAL = 30.0
 UPKEEP_INTERVAL = 3600.0
 """Seconds between two rounds of clearing away what is too old."""
 
+LAUNCHER_LIMIT = 2.0
+"""Seconds of these that the launcher gets for the request that it is making."""
+
 STOP_LIMIT = 8.0
+FINISH_LIMIT = 3.0
 """Seconds that running work gets to end when the daemon stops."""
 
 
@@ -121,6 +131,12 @@ def _check_backends(settings: Settings, registry: Registry, defaults: Mapping[st
         raise ConfigError(problems)
 
 
+def _tries(settings: Settings) -> Mapping[str, int]:
+    """How often the steps of states may fail; a job may run on as often as makes ``job_limit`` seconds."""
+    step = settings.timeouts.get(JobRunning.name, JobRunning.timeout)
+    return {JobRunning.name: max(1, math.ceil(settings.lambdatest.job_limit / step)), **settings.tries}
+
+
 class Daemon:
     """An imaging server: built without threads, brought to life by :meth:`start`."""
 
@@ -137,13 +153,15 @@ class Daemon:
         tell: webhook.Post = webhook.post,
         checkpoint: Callable[[str], None] = lambda point: None,
         end_process: Callable[[], None] = exit_now,
+        dry: bool = False,
     ) -> None:
         """Put the parts together; needs the database for this server's id.
 
         What a simulation replaces: ``database`` instead of the configured one, ``metronome``, BMM's ``backends`` by
         interface and name beside those that are installed, ``post`` for calls to other imaging servers, ``tell`` for
         those to webhooks and callback URLs, and ``checkpoint``, which is called between the steps of a transition.
-        ``end_process`` is what the watchdog does when nothing moves any more.
+        ``end_process`` is what the watchdog does when nothing moves any more. ``dry``: no job is started on hosted
+        devices; the launcher says what it would start.
 
         Raises ConfigError, DatabaseAway, MozpoolError when the database knows no imaging server of this name and none
         can be added.
@@ -152,17 +170,24 @@ class Daemon:
         self.clock = clock or Clock()
         self.rng = rng or random.Random()
         speed = settings.testing.speed
-        tuning = Tuning(settings.timeouts, settings.tries, speed)
+        tuning = Tuning(settings.timeouts, _tries(settings), speed)
         machines = (device_machine(tuning), request_machine(tuning))
         check_state_names(settings, [name for machine in machines for name in machine.states])
         bmm_defaults = {name: getattr(settings.bmm, name) for name in ("power", "boot", "probe", "agent")}
         tftp_root = settings.paths.tftp_root
+        takeover_after = None if settings.server.group is None else settings.server.takeover_after
+        self.cutoff = Cutoff()
+        cut = no_cut if takeover_after is None else self.cutoff.after
+        self.lease = Lease(self.clock, takeover_after, cut, self.cutoff.leash)
         context = BackendContext(
             clock=self.clock,
             tftp_root=None if tftp_root is None else str(tftp_root),
             speed=speed,
             settings=settings.bmm,
             commands=settings.commands,
+            lambdatest=settings.lambdatest,
+            say=self._say,
+            lease=self.lease,
         )
         registry = Registry(context, bmm_defaults, backends)
         _check_backends(settings, registry, bmm_defaults)
@@ -183,10 +208,6 @@ class Daemon:
             "calls", max(2 * ABREAST, settings.lifeguard.workers // 2), self.clock, precedence=self.precedence
         )
 
-        takeover_after = None if settings.server.group is None else settings.server.takeover_after
-        self.cutoff = None if takeover_after is None else Cutoff()
-        watch = (no_cut, no_leash) if self.cutoff is None else (self.cutoff.after, self.cutoff.leash)
-        self.lease = Lease(self.clock, takeover_after, *watch)
         self.bmm = BMM(registry, self.database, self.clock, settings.server.ipaddress, settings.boards_url, self.lease)
         self.seen = Seen(self.clock)
         self.tellers = Lanes("notify", TELLERS, self.clock, precedence=self.precedence)
@@ -220,7 +241,7 @@ class Daemon:
         )
         self.device_effects = Effects(
             self.devices,
-            DeviceOperations(self.bmm, links, self.clock, speed=speed),
+            DeviceOperations(self.bmm, links, self.database, self.clock, speed=speed),
             self.hardware,
             breaker_failures=settings.lifeguard.breaker_failures,
             breaker_probe=settings.lifeguard.breaker_probe,
@@ -289,13 +310,15 @@ class Daemon:
             self.presence.away,
         )
         links.connect(self.lifeguard, self.mozpool)
+        self.launcher = self._launcher(registry, dry=dry) if settings.lambdatest.enabled else None
+        more_lanes = [] if self.launcher is None else [self.launcher.lanes]
         self.devices.observers += [self._device_changed, self.metrics.transitions("device")]
         self.requests.observers += [self._request_changed, self.metrics.transitions("request")]
         self.watchdog = Watchdog(
             self.clock,
             self.timers,
             self.quick,
-            [self.hardware, self.calls, self.tellers],
+            [self.hardware, self.calls, self.tellers, *more_lanes],
             stuck_after=settings.lifeguard.stuck_after,
             exit_after=settings.lifeguard.exit_after,
             longest_operation=max(STORAGE_LIMIT, POWER_LIMIT, settings.email.timeout),
@@ -303,7 +326,9 @@ class Daemon:
             end_process=end_process,
         )
         self.metrics.watch(
-            [self.quick, self.hardware, self.calls, self.tellers], self.watchdog.stuck, self.device_effects.held
+            [self.quick, self.hardware, self.calls, self.tellers, *more_lanes],
+            self.watchdog.stuck,
+            self.device_effects.held,
         )
         self._stopped = threading.Event()
         self.services = Services(
@@ -337,13 +362,51 @@ class Daemon:
 
     def _netboot(self) -> NetbootService:
         within_lease: dict[str, Any] = {}
-        if self.cutoff is not None:
+        if self.settings.server.group is not None:
             # What it looks at in time to go on within the lease is renewed by signs of life.
             interval = min(LOOK_INTERVAL, self.settings.server.heartbeat_interval)
             within_lease = {"interval": interval, "lease": self.lease}
         return NetbootService(
             self.settings, lambda: boards_of(self.database, self.server_id), self.clock, **within_lease
         )
+
+    def _launcher(self, registry: Registry, *, dry: bool) -> LaunchLoop:
+        """What starts jobs for Taskcluster's queues. Raises ConfigError, MozpoolError."""
+        settings = self.settings.lambdatest
+        file = self.settings.source or Path("config.ini")
+        if settings.projects is None:
+            line = self.settings.lines.get(("lambdatest", "enabled"))
+            problem = "is not set: expected the YAML file with the projects (lambdatest.yml.dist is a sample)"
+            raise ConfigError([Problem(file, line, "lambdatest", "projects", problem)])
+        cloud = registry.launcher("lambdatest")
+        assert isinstance(cloud, LambdaTestLauncher)
+        if dry:
+            cloud.refuse("mld --debug starts no job")
+        try:
+            return LaunchLoop(
+                settings,
+                lambda path: load_projects(settings, path),
+                cloud,
+                Taskcluster(settings.taskcluster, settings.provisioner),
+                self.mozpool,
+                self.devices,
+                self.database,
+                account=cloud.account.place,
+                holder=self.settings.server.fqdn,
+                server_id=self.server_id,
+                clock=self.clock,
+                rng=self.rng,
+                timers=self.timers,
+                logbook=self.logbook,
+                speed=self.settings.testing.speed,
+                dry=dry,
+                on_new_phones=self._inventory_changed,
+            )
+        except BadInput as error:
+            line = self.settings.lines.get(("pool", "max_duration"))
+            raise ConfigError(
+                [Problem(file, line, "pool", "max_duration", f"is too short for jobs: {error}")]
+            ) from error
 
     def _inventory(self, registry: Registry) -> Background | None:
         """What reads the inventory now and then; None where only mozpool-inventorysync does."""
@@ -421,6 +484,8 @@ class Daemon:
         is_free = getattr(outcome.row, "claim_id", None) is None
         if decision.target == "ready" and decision.is_change and is_free:
             self.matcher.wake()
+            if self.launcher is not None and outcome.row.is_hosted:
+                self.launcher.wake()
 
     def _request_changed(self, outcome: Outcome[Any]) -> None:
         """A request that gave its device back, or looks for one again, sets the queue in motion; some are told of."""
@@ -435,6 +500,8 @@ class Daemon:
             self._claim_changed(outcome)
         if decision.event == "device_found" and outcome.row.owner_id != self.server_id:
             self._tell_owner(outcome.row, None if outcome.after is None else outcome.after.claim_id)
+        if self.launcher is not None and had_device and decision.target in END_STATES:
+            self.launcher.request_ended()
         looks_again = decision.target == "finding_device" and decision.is_change
         if looks_again or (had_device and decision.target not in ("pending", "ready", "contacting_lifeguard")):
             self.matcher.wake()
@@ -461,7 +528,9 @@ class Daemon:
             device = self.devices.remembered(before.device_id)
             if device is None or device.leaving:
                 self.leaving.look_soon()
-            if device is not None and device.state != "maintenance_mode" and not self.settings.pool.verify_on_return:
+            # Some are due at once then, which only their rows tell.
+            is_due = device is None or device.state == "maintenance_mode" or device.is_hosted
+            if not is_due and not self.settings.pool.verify_on_return:
                 self.devices.amend(
                     before.device_id,
                     lambda device: device.claim_id == before.claim_id,
@@ -542,6 +611,8 @@ class Daemon:
         if self.inventory is not None:
             self.metronome.every(self.inventory.look_interval, self.inventory.look, "inventory", now=True)
         self.metronome.every(interval, self.outbox.wake, "outbox", now=True)
+        if self.launcher is not None:
+            self.metronome.every(self.launcher.interval, self.launcher.wake, "launcher", now=True)
         if self.warnings.is_wanted:
             self.metronome.every(
                 interval,
@@ -583,6 +654,18 @@ class Daemon:
             self.timers.set("scan", RESCAN, lambda: self.quick.submit(None, lambda: self.scan(jitter), "scan"))
         else:
             self.leaving.look_soon()
+
+    def _say(self, device: str, line: str) -> None:
+        """What a backend has to tell of a device comes into its log; without the database, into this server's."""
+        try:
+            with self.database.read() as conn:
+                found = devices.key_by_name(conn, device)
+        except (DatabaseAway, DBAPIError):
+            found = None
+        if found is None:
+            log.info("%s: %s", device, line)
+        else:
+            self.logbook.add("device", found.id, device, "bmm", line)
 
     def tidy_up(self) -> None:
         """Let what is too old go: log lines, histories, requests that ended long ago."""
@@ -626,15 +709,17 @@ class Daemon:
         self.devices.stop()
         self.requests.stop()
         end = self.clock.monotonic() + STOP_LIMIT
+        if self.launcher is not None:
+            self.launcher.stop(LAUNCHER_LIMIT)
         for lanes in (self.quick, self.calls, self.tellers, self.hardware):
             if not lanes.stop(max(0.0, end - self.clock.monotonic())):
                 log.warning("some work of %s has not ended: its rows have deadlines", lanes.name)
+        self.bmm.finish(max(FINISH_LIMIT, end - self.clock.monotonic()))
         self.lease.end()
         if self.rack is not None:
             self.rack.stop()
         if self.netboot is not None:
             self.netboot.stop()
-        if self.cutoff is not None:
-            self.cutoff.close()
+        self.cutoff.close()
         self.logbook.stop()
         self.database.dispose()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
-from mozpool.errors import DatabaseAway, HardwareError, LaneError, MozpoolError, OwnFault
+from mozpool.errors import DatabaseAway, HardwareError, LaneError, MozpoolError, NotYet, OwnFault
 from mozpool.lanes import Lanes
 from mozpool.statedriver import Driver, Event, RowIn
 from mozpool.statemachine import Decision, Effect, Row
@@ -24,10 +24,6 @@ log = logging.getLogger("mozpool.driver")
 
 FRESH = 0.5
 """Seconds within which an effect may start on the row that was just written for it, without another look."""
-
-RETRY_PAUSE = 1.0
-"""Seconds from the begin of an effect to the event of its failure, at least: what fails at once and is tried again at
-once would use up all tries before anybody has seen that it fails."""
 
 
 class Performer(Protocol[RowIn]):
@@ -38,7 +34,7 @@ class Performer(Protocol[RowIn]):
         ...
 
     def perform(self, row: RowIn, effect: Effect) -> Event | None:
-        """Do it, within a time limit of its own. Raises HardwareError."""
+        """Do it, within a time limit of its own. Raises HardwareError, NotYet."""
         ...
 
     def failure(self, effect: Effect) -> str | None:
@@ -212,6 +208,11 @@ class Effects(Generic[Row]):
             outcome = "failed"
             self._lane_answers(job.lane)
             failed = error
+        except NotYet as wait:
+            outcome = "not_yet"
+            job.started = False  # its row's time limit counts from when it is done
+            self._again(job, wait.seconds)
+            return
         except DatabaseAway as error:
             outcome = "database_away"
             log.debug("%s of %s waits: %s", type(job.effect).__name__, job.name, error)
@@ -231,13 +232,15 @@ class Effects(Generic[Row]):
         attempt = job.attempt if job.effect.bound else None
         if failed is not None:
             self._log_failure(job, failed)
-            event = self._failure_event(job.effect, failed)
+            if not (job.effect.patient and isinstance(failed, LaneError)):
+                event = self._failure_event(job.effect, failed)
         if event is not None:
             self._drop(job)
             # A lane's failures are counted by its breaker.
             at_once = failed is None or isinstance(failed, LaneError)
-            if not at_once and spent < RETRY_PAUSE / self._speed:
-                self._deliver_later(job.row_id, job.effect, event, attempt, RETRY_PAUSE / self._speed - spent)
+            pause = job.effect.pause / self._speed
+            if not at_once and spent < pause:
+                self._deliver_later(job.row_id, job.effect, event, attempt, pause - spent)
             else:
                 self._driver.deliver(job.row_id, event, attempt)
         elif job.effect.every is not None:
@@ -258,14 +261,14 @@ class Effects(Generic[Row]):
 
     def _failure_event(self, effect: Effect, error: HardwareError) -> Event | None:
         name = self._performer.failure(effect)
-        return None if name is None else Event(name, reason=error.message)
+        return None if name is None else Event(name, {"reason": error.message})
 
     def _failed(self, row_id: int, name: str, effect: Effect, attempt: int, error: HardwareError) -> None:
         """It has failed before it could be queued."""
         self._driver.logbook.add(self._driver.store.kind, row_id, name, "bmm", error.message, level=logging.WARNING)
         event = self._failure_event(effect, error)
         if event is not None:
-            self._deliver_later(row_id, effect, event, attempt, RETRY_PAUSE / self._speed)
+            self._deliver_later(row_id, effect, event, attempt, effect.pause / self._speed)
 
     def _deliver_later(self, row_id: int, effect: Effect, event: Event, attempt: int | None, seconds: float) -> None:
         self._driver.timers.set(

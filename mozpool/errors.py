@@ -114,6 +114,17 @@ class OwnFault(HardwareError):
     code = "server_fault"
 
 
+class NotYet(MozpoolError):
+    """It is not the time for an operation yet: it is to be tried again after ``seconds``. Nothing has failed."""
+
+    status = 503
+    code = "not_yet"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"not for {seconds:.1f} s")
+        self.seconds = seconds
+
+
 class NoSuchBackend(MozpoolError):
     """A device names a backend that is not installed (422)."""
 

@@ -13,6 +13,7 @@ import heapq
 import itertools
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -235,6 +236,31 @@ class Lanes:
             if thread.name != self._clock.current_thread():
                 thread.join(max(0.0, end - self._clock.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
+
+
+class Soon:
+    """Work that is asked for often and done once for all who have asked: at most one piece of it waits for its turn.
+
+    Who asks while it is being done gets it done once more.
+    """
+
+    def __init__(self, lanes: Lanes, lane: Hashable, work: Work, label: str) -> None:
+        """``work`` is done in ``lane``, so never twice at a time."""
+        self._lanes = lanes
+        self._lane = lane
+        self._work = work
+        self._label = label
+        self._waiting = threading.Lock()
+
+    def ask(self) -> None:
+        """Have it done soon, by a worker."""
+        if self._waiting.acquire(blocking=False):
+            self._lanes.submit(self._lane, self._turn, self._label)
+
+    def _turn(self) -> None:
+        # What happens from here on is for the next turn.
+        self._waiting.release()
+        self._work()
 
 
 class Timers:

@@ -131,9 +131,16 @@ class Links:
     def lifeguard_finished(self, request_id: int, claim_id: int, result: str, attempt: int) -> None:
         """Tell a request how its device's operation ended; what gets lost here is made good for by its polling."""
         args = {"imaging_result": result, "claim_id": claim_id}
+        self._tell_request(request_id, "lifeguard_finished", args, attempt)
+
+    def job_ended(self, request_id: int, claim_id: int, reason: str, attempt: int) -> None:
+        """Close a request whose job has ended; what gets lost here is made good for as well."""
+        self._tell_request(request_id, "job_ended", {"reason": reason, "claim_id": claim_id}, attempt)
+
+    def _tell_request(self, request_id: int, event: str, args: Mapping[str, Any], attempt: int) -> None:
         if self._mozpool is not None and self._mozpool.driver.remembered(request_id) is not None:
             try:
-                self._mozpool.driver.handle(request_id, "lifeguard_finished", args)
+                self._mozpool.driver.handle(request_id, event, args)
                 return
             except NotOurs:
                 pass
@@ -142,11 +149,11 @@ class Links:
         if owner is None:
             return
         if owner[1] == self._own_name and self._mozpool is not None:
-            self._mozpool.driver.handle(request_id, "lifeguard_finished", args)
+            self._mozpool.driver.handle(request_id, event, args)
             return
         try:
-            known = {KEY: event_id("lifeguard_finished", claim_id, attempt)}
-            self._post(owner[1], f"/api/request/{request_id}/event/lifeguard_finished/", {**args, **known})
+            known = {KEY: event_id(event, args["claim_id"], attempt)}
+            self._post(owner[1], f"/api/request/{request_id}/event/{event}/", {**args, **known})
         except LinkError as error:
             if self._mozpool is not None:
                 self._mozpool.driver.logbook.add(

@@ -88,7 +88,8 @@ EFFECTS = Spec(
     "mozpool_effects_total",
     "counter",
     "What was done after transitions (operations on hardware, calls to others), by what came of it: ok, failed, "
-    "lane_failed (a relay board or another thing that devices share), own_fault, database_away, broken.",
+    "lane_failed (a relay board or another thing that devices share), own_fault, not_yet (its turn comes later), "
+    "database_away, broken.",
     ("kind", "effect", "outcome"),
 )
 EFFECT_SECONDS = Spec(

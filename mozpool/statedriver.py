@@ -181,8 +181,6 @@ class Event:
 
     name: str
     args: Mapping[str, Any] = field(default_factory=dict)
-    reason: str | None = None
-    """For the log, when it is a failure."""
 
 
 RowIn = TypeVar("RowIn", bound=MachineRow, contravariant=True)

@@ -61,13 +61,18 @@ class Effect:
     ``channel`` is the slot that it takes: of each row, one effect a channel is queued, and a newer one replaces it.
     ``every`` makes the effect repeat after so many seconds until it has brought an event or its attempt is over. A
     ``bound`` effect counts for its attempt only: it is dropped when the row has moved on.
-    Failures of a repeated effect are logged when the reason changes, not at all when it is ``quiet``.
+    Failures of a repeated effect are logged when the reason changes, not at all when it is ``quiet``. What the lane of
+    a ``patient`` effect is at fault for is no failure of the effect. The event of a failure comes ``pause`` seconds
+    after the effect has begun, at the earliest.
     """
 
     channel: ClassVar[str] = "hardware"
     every: ClassVar[float | None] = None
     bound: ClassVar[bool] = True
     quiet: ClassVar[bool] = False
+    patient: ClassVar[bool] = False
+    pause: ClassVar[float] = 1.0
+    """What fails at once and is tried again at once would use up all tries before anybody has seen that it fails."""
 
 
 RETURNED: Final = "*returned*"

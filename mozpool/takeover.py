@@ -14,7 +14,6 @@ Requests of a lost server that nobody takes over end when their time is over.
 from __future__ import annotations
 
 import logging
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -26,7 +25,7 @@ from mozpool.db import ownership
 from mozpool.db.engine import Database
 from mozpool.db.ownership import Guest, Kind, Owned
 from mozpool.errors import DatabaseAway, NotOurs
-from mozpool.lanes import Lanes
+from mozpool.lanes import Lanes, Soon
 from mozpool.presence import Presence
 from mozpool.statedriver import Driver, NotDue
 from mozpool.statemachine import TAKEN_OVER
@@ -70,7 +69,7 @@ class Takeover:
         self._server_id = server_id
         self._drivers = drivers
         self._on_change = on_change
-        self._pending = threading.Lock()
+        self._soon = Soon(quick, TAKEOVER_LANE, self.look, "looking for lost servers")
         self._let_go = let_go
         self._hold = hold
         self._waits: dict[tuple[Kind, int], float] = {}
@@ -81,14 +80,7 @@ class Takeover:
 
     def look_soon(self) -> None:
         """Look from a worker: signs of life must not wait for what rows of a lost server are locked by."""
-        if self._pending.acquire(blocking=False):
-            self._quick.submit(TAKEOVER_LANE, self._look, "looking for lost servers")
-
-    def _look(self) -> None:
-        try:
-            self.look()
-        finally:
-            self._pending.release()
+        self._soon.ask()
 
     def look(self) -> None:
         """Take over, begin, give back: whatever there is to do now. From one thread at a time."""

@@ -67,6 +67,45 @@ CREATE TABLE hardware_types (
     CONSTRAINT uq_hardware_types_type_model UNIQUE (type, model)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
+CREATE TABLE hosted_jobs (
+    id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,
+    claim_id BIGINT UNSIGNED NOT NULL COMMENT 'claim_history.id; the row outlives the claim',
+    request_id BIGINT UNSIGNED NOT NULL,
+    lead_request_id BIGINT UNSIGNED NOT NULL COMMENT 'the first request of a job on several devices',
+    device_id INTEGER UNSIGNED NOT NULL,
+    device VARCHAR(32) NOT NULL COMMENT 'its name: the row outlives that of the device',
+    project VARCHAR(64) NOT NULL,
+    number BIGINT COMMENT 'the cloud''s',
+    job_id VARCHAR(64) COMMENT 'the cloud''s, part of url',
+    url VARCHAR(500),
+    task_id VARCHAR(32) COMMENT 'Taskcluster''s, part of task_url',
+    task_url VARCHAR(500),
+    status VARCHAR(32) COMMENT 'the cloud''s last word',
+    ordered DATETIME(6) NOT NULL,
+    running DATETIME(6) COMMENT 'since when the cloud has said that it runs',
+    task_seen DATETIME(6) COMMENT 'when its worker was seen with a task',
+    ended DATETIME(6),
+    reason VARCHAR(190) COMMENT 'why it failed',
+    CONSTRAINT pk_hosted_jobs PRIMARY KEY (id),
+    CONSTRAINT uq_hosted_jobs_claim_id UNIQUE (claim_id)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX ix_hosted_jobs_device_id ON hosted_jobs (device_id);
+
+CREATE INDEX ix_hosted_jobs_ended ON hosted_jobs (ended);
+
+CREATE INDEX ix_hosted_jobs_job_id ON hosted_jobs (job_id);
+
+CREATE INDEX ix_hosted_jobs_lead_request_id ON hosted_jobs (lead_request_id);
+
+CREATE INDEX ix_hosted_jobs_number ON hosted_jobs (number);
+
+CREATE INDEX ix_hosted_jobs_ordered ON hosted_jobs (ordered);
+
+CREATE INDEX ix_hosted_jobs_request_id ON hosted_jobs (request_id);
+
+CREATE INDEX ix_hosted_jobs_task_id ON hosted_jobs (task_id);
+
 CREATE TABLE images (
     id INTEGER UNSIGNED NOT NULL AUTO_INCREMENT,
     name VARCHAR(32) NOT NULL,
@@ -376,7 +415,7 @@ CREATE TABLE device_requests (
 
 CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
 
-INSERT INTO alembic_version (version_num) VALUES ('0009_0003');
+INSERT INTO alembic_version (version_num) VALUES ('0010_0003');
 
 -- The procedures of a MySQL or MariaDB database, of any name. A statement ends with a line that holds only two slashes;
 -- the migrations rely on that, and DELIMITER tells the command-line client. Comments stay outside of the procedures:

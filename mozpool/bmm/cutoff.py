@@ -7,7 +7,7 @@ A process that is frozen (SIGSTOP, a debugger, a cgroup) keeps its connections, 
 a time. So a second process holds a copy of each such connection, and shuts it down when its time is over, for both of
 them: whatever the first one writes when it goes on reaches nobody. Programs that a frozen process has started go on,
 too: a dnsmasq would answer boards that another server boots by now. The second process kills those that it was not told
-to let run on.
+to let run on, and with a program that leads a group all processes of that group.
 
 This file is also that second process's program, which starts in some milliseconds because it imports little.
 """
@@ -194,11 +194,24 @@ def _watch(wire: socket.socket) -> None:
 def _end(file: int, is_program: bool) -> None:
     with suppress(OSError):
         if is_program:
+            with suppress(OSError):
+                _kill_group(file)
             signal.pidfd_send_signal(file, signal.SIGKILL)
         else:
             with socket.socket(fileno=os.dup(file)) as connection:
                 connection.shutdown(socket.SHUT_RDWR)
     os.close(file)
+
+
+def _kill_group(file: int) -> None:
+    """Kill what a program has started, as far as it is in the program's own group.
+
+    While the program is there, or nobody has asked for its exit status, its number is nobody else's. Raises OSError.
+    """
+    with open(f"/proc/self/fdinfo/{file}") as info:
+        pid = next((int(line.split()[1]) for line in info if line.startswith("Pid:")), -1)
+    if pid > 0 and os.getpgid(pid) == pid:
+        os.killpg(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

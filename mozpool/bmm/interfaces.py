@@ -3,8 +3,8 @@
 
 """What BMM can do to hardware: small interfaces, each with as many backends as there are kinds of hardware.
 
-A backend is found through an entry point of the group ``mozpool.power``, ``mozpool.boot``,
-``mozpool.probe`` or ``mozpool.agent`` (see :mod:`mozpool.bmm.registry`), is built once per process with
+A backend is found through an entry point of the group ``mozpool.power``, ``mozpool.boot``, ``mozpool.probe``,
+``mozpool.agent`` or ``mozpool.launcher`` (see :mod:`mozpool.bmm.registry`), is built once per process with
 :class:`BackendContext`, and is called from many threads; calls with the same lane never overlap.
 Every call is over by its deadline, whatever the peer does, and failures are exceptions that name
 device, operation and reason, never a bare ``False``.
@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mozpool import config
 from mozpool.clock import Clock, Deadline
 from mozpool.errors import BadInput
+from mozpool.lease import Lease
 
 NO_MAC = "000000000000"
 """The MAC address of a device whose MAC address nobody knows: it cannot boot from the network."""
@@ -64,6 +65,12 @@ class BackendContext:
     """``[bmm]`` of the configuration."""
     commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """``[commands]`` of the configuration: name → program and arguments."""
+    lambdatest: config.LambdaTest = field(default_factory=config.LambdaTest)
+    """``[lambdatest]`` of the configuration."""
+    say: Callable[[str, str], None] = lambda device, line: None
+    """Writes a line into the log of the device of this name; secrets have been masked by then."""
+    lease: Lease | None = None
+    """For how long this server may act, and what ends its programs with it; None: nobody else would act."""
 
 
 class Power(ABC):
@@ -150,3 +157,85 @@ class Agent(ABC):
     @abstractmethod
     def run(self, device: Target, command: Sequence[str], deadline: Deadline) -> CommandResult:
         """Run a command (argument list) and return its output and code. Raises HardwareError."""
+
+
+@dataclass(frozen=True)
+class HostedStatus:
+    """How a hosted device is, as its cloud says."""
+
+    word: str
+    """The cloud's own word for it, such as ``busy``."""
+    free: bool
+    """Whether a job could be started on it now."""
+    faulty: bool
+    """Whether the cloud itself has given it up."""
+
+
+@dataclass(frozen=True)
+class JobOrder:
+    """A job that is wanted on a hosted device, or on several."""
+
+    request_id: int
+    """The request it is for, which the job carries as a label: that is how it is found again."""
+    project: str
+    devices: tuple[str, ...]
+    """The names of all devices that were claimed for it: as many as the job's concurrency."""
+
+
+@dataclass(frozen=True)
+class HostedJob:
+    """What a cloud says of a job."""
+
+    number: int | None
+    id: str | None
+    status: str
+    """The cloud's own word for it."""
+    runs: bool
+    ended: bool
+    url: str | None = None
+    """The page where a person sees it."""
+
+
+class Launcher(ABC):
+    """Runs jobs on devices that live in somebody's cloud. A start must not be done twice, so it is looked for first."""
+
+    @abstractmethod
+    def lane(self, device: Target, *, start: bool) -> str:
+        """The key of the cloud account, in which starts are one lane and all that only looks or stops is another."""
+
+    @abstractmethod
+    def status(self, device: Target, deadline: Deadline) -> HostedStatus:
+        """How the device is, by an answer of the cloud that may be some seconds old.
+
+        Raises HardwareError (the account has no such device), LaneError.
+        """
+
+    @abstractmethod
+    def start(self, device: Target, order: JobOrder, deadline: Deadline) -> None:
+        """See to it that the ordered job is on its way; it need not be known to the cloud when this returns.
+
+        If the cloud has the order's job already, nothing is started. Raises NotYet (the account's next start comes
+        later), HardwareError (the device is not free, or can't be given this job), OwnFault (this server lacks what
+        a start needs), LaneError.
+        """
+
+    @abstractmethod
+    def look(self, device: Target, order: JobOrder, deadline: Deadline) -> HostedJob | None:
+        """The ordered job, as an answer of the cloud has it that may be some seconds old; None: not there yet.
+
+        Raises HardwareError when what should have started it has failed, LaneError.
+        """
+
+    @abstractmethod
+    def stop(self, device: Target, deadline: Deadline) -> bool:
+        """Stop every job of this pool on the device; whether none is left, by a fresh answer of the cloud.
+
+        Raises HardwareError, LaneError.
+        """
+
+    @abstractmethod
+    def test(self, lane: str, deadline: Deadline) -> None:
+        """Two-way talk with the cloud account behind ``lane``, changing nothing. Raises LaneError."""
+
+    def finish(self, deadline: Deadline) -> None:  # noqa: B027 - most have nothing to finish
+        """This server stops: begin nothing more, let what is under way end by the deadline, and end it then."""

@@ -11,17 +11,24 @@ import selectors
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
 from mozpool.bmm.netio import shown
 from mozpool.clock import Deadline
+from mozpool.lease import Leash
 
 OUTPUT_LIMIT = 64 * 1024
 """Bytes that are kept of each of a program's outputs: the last ones."""
 
+LINE_LIMIT = 8 * 1024
+"""Bytes of a line that are looked at."""
+
 _SHOWN = 200
+_LOOK = 0.5
+"""Seconds after which it is looked again whether a program may go on."""
+
 _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "PATH", "TZ")
 """What a program sees of this process's environment; tokens of other services are no business of it."""
 
@@ -62,10 +69,18 @@ def _look_for(program: str) -> None:
         raise OSError(number, os.strerror(number), program)
 
 
-def run(command: Sequence[str], deadline: Deadline, output_limit: int = OUTPUT_LIMIT) -> bytes:
+def run(
+    command: Sequence[str],
+    deadline: Deadline,
+    output_limit: int = OUTPUT_LIMIT,
+    *,
+    cwd: str = "/",
+    env: Mapping[str, str] | None = None,
+) -> bytes:
     """Run a program and return what it printed: at most ``output_limit`` bytes, the last ones. Raises ProgramError.
 
     It is over when the program has ended, or at the deadline, when the program is killed with all that it started.
+    ``env`` comes on top of the little that programs see of this process's environment.
     """
     program = command[0]
     if deadline.expired:
@@ -76,8 +91,8 @@ def run(command: Sequence[str], deadline: Deadline, output_limit: int = OUTPUT_L
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             new_session=True,
-            cwd="/",
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            cwd=cwd,
+            env=environment(env or {}),
         )
     except (OSError, ValueError) as e:
         raise ProgramError(f"cannot run {program}: {getattr(e, 'strerror', None) or str(e)}") from e
@@ -91,11 +106,7 @@ def run(command: Sequence[str], deadline: Deadline, output_limit: int = OUTPUT_L
             let_go(process)
             output, errors = _collect(process.pid, stdout, stderr, deadline, output_limit)
         except BaseException as e:
-            # Not reaped yet, so the group is still this program's.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(1)
+            _kill(process)
             if isinstance(e, TimeoutError):
                 reason = f"{program} was not done within {deadline.seconds:.3g} s and was killed"
                 raise ProgramError(reason) from None
@@ -107,6 +118,120 @@ def run(command: Sequence[str], deadline: Deadline, output_limit: int = OUTPUT_L
         said = shown(lines[-1], _SHOWN) if lines else "no message"
         raise ProgramError(f"{program} {end}: {said}")
     return bytes(output)
+
+
+def follow(
+    command: Sequence[str],
+    deadline: Deadline,
+    said: Callable[[str], None],
+    *,
+    cwd: str,
+    env: Mapping[str, str],
+    leash: Leash,
+    left: Callable[[], float],
+) -> int:
+    """Run a program, hand each line that it prints to ``said`` as it comes, and return its exit status.
+
+    It may run while ``left()``, asked twice a second, gives seconds to go on: it is killed with all that it started
+    when that is 0, at the deadline, and after so many seconds even if this process is frozen or has died. ``env`` is as
+    in :func:`run`. Raises ProgramError: it can't be started, or was killed.
+    """
+    program = command[0]
+    try:
+        process = start(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            new_session=True,
+            cwd=cwd,
+            env=environment(env),
+        )
+    except (OSError, ValueError) as e:
+        raise ProgramError(f"cannot run {program}: {getattr(e, 'strerror', None) or str(e)}") from e
+    assert process.stdin is not None
+    assert process.stdout is not None
+    lines = _Lines(said)
+    with process.stdin, process.stdout as output, leash(process) as go_on:
+        try:
+            go_on(_allowed(program, deadline, left))
+            let_go(process)
+            os.set_blocking(output.fileno(), False)
+            ended = os.pidfd_open(process.pid)
+            try:
+                with selectors.DefaultSelector() as selector:
+                    for descriptor in (ended, output.fileno()):
+                        selector.register(descriptor, selectors.EVENT_READ)
+                    while True:
+                        ready = [key.fd for key, _ in selector.select(deadline.remaining(_LOOK))]
+                        if not lines.read(output.fileno()) and output.fileno() in selector.get_map():
+                            selector.unregister(output.fileno())
+                        if ended in ready:
+                            break
+                        go_on(_allowed(program, deadline, left))
+            finally:
+                os.close(ended)
+        except BaseException:
+            _kill(process)
+            raise
+        finally:
+            lines.end()
+    return process.wait()
+
+
+def _allowed(program: str, deadline: Deadline, left: Callable[[], float]) -> float:
+    """For how many seconds it may go on. Raises ProgramError for none."""
+    seconds = min(deadline.remaining(), left())
+    if deadline.expired:
+        raise ProgramError(f"{program} was not done within {deadline.seconds:.3g} s and was killed")
+    if seconds <= 0:
+        raise ProgramError(f"{program} was killed because it is not wanted any more, or this server must not act")
+    return seconds
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """What a program sees of this process's environment, and ``more``."""
+    return {**{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}, **more}
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a program that leads a session, and that nobody has waited for yet: so the group is still its own."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(1)
+
+
+class _Lines:
+    """Cuts what arrives into lines. The end of one that is too long is dropped."""
+
+    def __init__(self, said: Callable[[str], None]) -> None:
+        self._said = said
+        self._rest = bytearray()
+
+    def read(self, descriptor: int) -> bool:
+        """Take what is there, at most a few times a pipe's room; answer whether more may come."""
+        for _ in range(8):
+            try:
+                data = os.read(descriptor, OUTPUT_LIMIT)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            *lines, rest = data.replace(b"\r", b"\n").split(b"\n")
+            for line in lines:
+                self._add(line)
+                self.end()
+            self._add(rest)
+        return True
+
+    def _add(self, data: bytes) -> None:
+        self._rest += data[: LINE_LIMIT - len(self._rest)]
+
+    def end(self) -> None:
+        """What came since the last end of a line is one."""
+        if line := self._rest.decode(errors="replace").strip():
+            self._said(line)
+        self._rest.clear()
 
 
 def _collect(

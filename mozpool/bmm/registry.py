@@ -3,8 +3,8 @@
 
 """Finds backends by name, the product's own and those that other packages add.
 
-A package adds a backend through an entry point of the group ``mozpool.power``, ``mozpool.boot``,
-``mozpool.probe`` or ``mozpool.agent``: the entry point's name is the backend's, its object a class (or any
+A package adds a backend through an entry point of the group ``mozpool.power``, ``mozpool.boot``, ``mozpool.probe``,
+``mozpool.agent`` or ``mozpool.launcher``: the entry point's name is the backend's, its object a class (or any
 callable) that takes a :class:`~mozpool.bmm.interfaces.BackendContext`.
 """
 
@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from types import MappingProxyType
 from typing import cast
 
-from mozpool.bmm.interfaces import Agent, BackendContext, Boot, Power, Probe
+from mozpool.bmm.interfaces import Agent, BackendContext, Boot, Launcher, Power, Probe
 from mozpool.errors import NoSuchBackend
 
 log = logging.getLogger(__name__)
@@ -34,11 +34,13 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "fping": "mozpool.bmm.backends.fping:FpingProbe",
         "adb": "mozpool.bmm.backends.adb:AdbProbe",
         "echo": "mozpool.fakes.echo:EchoProbe",
+        "lambdatest": "mozpool.bmm.backends.lambdatest:LambdaTestProbe",
     },
     "agent": {
         "sut": "mozpool.bmm.backends.sut:SUTAgent",
         "adb": "mozpool.bmm.backends.adb:AdbAgent",
     },
+    "launcher": {"lambdatest": "mozpool.bmm.backends.lambdatest:LambdaTestLauncher"},
 }
 """What a bare checkout has: interface, backend's name, where its class is. Imported when first used."""
 
@@ -47,7 +49,7 @@ DEFAULTS: Mapping[str, str] = {"power": "proxr", "boot": "pxe", "probe": "fping"
 
 NOTHING_BUILT: Mapping[tuple[str, str], object] = MappingProxyType({})
 
-_KINDS: Mapping[str, type] = {"power": Power, "boot": Boot, "probe": Probe, "agent": Agent}
+_KINDS: Mapping[str, type] = {"power": Power, "boot": Boot, "probe": Probe, "agent": Agent, "launcher": Launcher}
 
 
 class Registry:
@@ -87,8 +89,17 @@ class Registry:
         """The Agent backend of this name (None: the default). Raises NoSuchBackend."""
         return cast(Agent, self._get("agent", name))
 
+    def launcher(self, name: str) -> Launcher:
+        """The Launcher backend of this name; devices that name none have none. Raises NoSuchBackend."""
+        return cast(Launcher, self._get("launcher", name))
+
+    def launchers_in_use(self) -> list[Launcher]:
+        """Those that have been asked for."""
+        with self._lock:
+            return [cast(Launcher, backend) for (kind, _), backend in self._built.items() if kind == "launcher"]
+
     def names(self, interface: str) -> list[str]:
-        """The backends that exist for ``power``, ``boot``, ``probe`` or ``agent``, sorted."""
+        """The backends that exist for ``power``, ``boot``, ``probe``, ``agent`` or ``launcher``, sorted."""
         built = {name for kind, name in self._built if kind == interface}
         return sorted(built | set(self._known[interface]))
 

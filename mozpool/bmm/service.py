@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from mozpool.bmm.backends.pxe import render
-from mozpool.bmm.interfaces import CommandResult, Target
+from mozpool.bmm.interfaces import CommandResult, HostedJob, HostedStatus, JobOrder, Launcher, Target
 from mozpool.bmm.registry import Registry
 from mozpool.clock import Clock, Deadline, Lock
 from mozpool.db import images
-from mozpool.db.devices import Device
+from mozpool.db.devices import LAUNCHER, Device
 from mozpool.db.engine import Database
 from mozpool.errors import HardwareError, LeaseOver
 from mozpool.lease import Lease
@@ -31,6 +31,10 @@ AGENT_LIMIT = 15.0
 REBOOT_LIMIT = 8.0
 """Shorter than the state that waits for it: what fails late must not pass for a reboot."""
 BOOT_LIMIT = 10.0
+START_LIMIT = 60.0
+LOOK_LIMIT = 15.0
+STOP_LIMIT = 20.0
+"""Of calls to a cloud that hosts devices."""
 
 
 def target(device: Device) -> Target:
@@ -162,11 +166,15 @@ class BMM:
         return self.registry.power(_backend(device, "power")).is_on(target(device), self._deadline(TEST_LIMIT))
 
     def test_power(self, lane: str) -> None:
-        """Two-way talk with the relay board, or another switch, behind a lane.
+        """Two-way talk with the relay board, another switch, or the cloud account behind a lane.
 
         Raises LaneError, LeaseOver, and BadInput for a lane that its backend does not understand.
         """
         self._lease.acting(lane, "test", 0.0)  # a board that others need now is left alone
+        launcher = lane.partition(":")[0]
+        if launcher in self.registry.names(LAUNCHER):
+            self.registry.launcher(launcher).test(lane, self._deadline(LOOK_LIMIT))
+            return
         self.registry.power(self._lane_backend(lane)).test(lane, self._deadline(TEST_LIMIT))
 
     def _lane_backend(self, lane: str) -> str | None:
@@ -180,7 +188,12 @@ class BMM:
     # Boot
 
     def sync_boot(self, device: Device) -> None:
-        """Make the network boot files say what the device's row says: its ``pxe_config``, or nothing."""
+        """Make the network boot files say what the device's row says: its ``pxe_config``, or nothing.
+
+        A hosted device has none.
+        """
+        if device.is_hosted:
+            return
         with self._lock:
             lock = self._boot_locks.setdefault(device.id, self._clock.lock())
         with lock:
@@ -232,6 +245,33 @@ class BMM:
         ip_address, url, name = (json.dumps(value)[1:-1] for value in (self._ip_address, self._url, device.name))
         return render(device.next_boot_config or "{}", ip_address=ip_address, url=url, device=name)
 
+    # Jobs on hosted devices
+
+    def _launcher(self, device: Device) -> Launcher:
+        return self.registry.launcher(_backend(device, LAUNCHER) or "")
+
+    def launcher_lane(self, device: Device, *, start: bool) -> str:
+        """The lane of a hosted device's cloud account: the one in which jobs are started, or that for all else."""
+        return self._launcher(device).lane(target(device), start=start)
+
+    def hosted_status(self, device: Device) -> HostedStatus:
+        """How a hosted device is, as its cloud says."""
+        return self._launcher(device).status(target(device), self._deadline(LOOK_LIMIT))
+
+    def start_job(self, device: Device, order: JobOrder) -> None:
+        """See to it that a job is on its way to a hosted device. Raises NotYet, too."""
+        with self._acting(device, "start of a job", START_LIMIT) as deadline:
+            self._launcher(device).start(target(device), order, deadline)
+
+    def look_at_job(self, device: Device, order: JobOrder) -> HostedJob | None:
+        """A job as its cloud has it; None: it is not there yet."""
+        return self._launcher(device).look(target(device), order, self._deadline(LOOK_LIMIT))
+
+    def stop_jobs(self, device: Device) -> bool:
+        """Stop this pool's jobs on a hosted device; whether none is left."""
+        with self._acting(device, "stop of jobs", STOP_LIMIT) as deadline:
+            return self._launcher(device).stop(target(device), deadline)
+
     # Probe and agent
 
     def ping(self, device: Device) -> bool:
@@ -260,3 +300,9 @@ class BMM:
         """Run a command on the device, for at most so many seconds."""
         with self._acting(device, "command", seconds) as deadline:
             return self.registry.agent(_backend(device, "agent")).run(target(device), command, deadline)
+
+    def finish(self, seconds: float) -> None:
+        """This server stops: what launchers have under way may end within so many seconds."""
+        deadline = self._deadline(seconds)
+        for launcher in self.registry.launchers_in_use():
+            launcher.finish(deadline)

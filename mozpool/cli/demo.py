@@ -13,21 +13,42 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import click
 
-from mozpool.client import Client, ClientError
+from mozpool.client import Client, ClientError, Request
 from mozpool.clock import Clock, Deadline
+from mozpool.fakes.cloud import FakeCloud, FakeProject
+from mozpool.fakes.hyperexecute import write_hyperexecute
+from mozpool.fakes.phonecloud import phone_specs
 
 BOARDS = 12
 SPEED = 40
 SEED = 42
 ASSIGNEE = "you@example.com"
+
+PHONES = {
+    "a55": phone_specs(4),
+    "pixel": phone_specs(2, "Pixel 8", "15", first=5),
+}
+"""Project → the phones that serve its queue."""
+
+TASKS = 2
+"""Tasks that arrive in each queue, each time."""
+
+TASKS_EVERY = 20.0
+"""Seconds from one arrival of tasks to the next."""
+
+TASK_SECONDS = (120.0, 480.0)
+"""How long a task takes, in seconds of the cloud, which go by SPEED times as fast."""
+
+JOB_LIMIT = 60.0
+"""Seconds that a job may take until it runs, and then until it has ended."""
 
 REQUEST = ["request", "b2g", "--boot-config", "b2gbase=http://builds.example.com/b2g/", "--duration", "10m"]
 
@@ -62,17 +83,21 @@ class DemoFailed(Exception):
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("port", type=click.IntRange(1, 65535), default=8080)
-@click.option("--once", is_flag=True, help="End after the device was returned, with status 0 if all went well.")
-def main(port: int, once: bool) -> None:
+@click.option("--once", is_flag=True, help="End when all was shown, with status 0 if it went well.")
+@click.option("--lambdatest", is_flag=True, help="Serve a simulated Taskcluster with phones of a simulated cloud, too.")
+def main(port: int, once: bool, lambdatest: bool) -> None:
     """Show Mozpool at work: a pool of simulated boards on 127.0.0.1:PORT (8080), which lends a device.
 
     The boards fail as often as real ones did. The pool lives in a temporary directory, which is removed at the end;
-    without --once, that is at Ctrl-C.
+    without --once, that is at Ctrl-C. With --lambdatest, tasks arrive in two queues all the time, and jobs are started
+    for them on phones.
     """
     before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGTERM, signal.SIGHUP)}
     try:
         with tempfile.TemporaryDirectory(prefix="mozpool-demo-") as directory:
-            _demo(Path(directory), port, once, Clock())
+            _check_port(port)
+            with _cloud() if lambdatest else nullcontext() as cloud:
+                _demo(Path(directory), port, once, Clock(), cloud)
     except DemoFailed as problem:
         raise click.ClickException(str(problem)) from problem
     except KeyboardInterrupt:
@@ -83,12 +108,12 @@ def main(port: int, once: bool) -> None:
             signal.signal(signum, handler)
 
 
-def _demo(directory: Path, port: int, once: bool, clock: Clock) -> None:
-    _check_port(port)
+def _demo(directory: Path, port: int, once: bool, clock: Clock, cloud: FakeCloud | None) -> None:
     url = f"http://127.0.0.1:{port}"
     environment = {
         **os.environ,
-        "MOZPOOL_CONFIG": str(_configure(directory, port)),
+        **({} if cloud is None else cloud.environment()),
+        "MOZPOOL_CONFIG": str(_configure(directory, port, cloud)),
         "MOZPOOL_SERVERS": url,
         "MOZPOOL_ASSIGNEE": ASSIGNEE,
         # Proxies don't reach this machine.
@@ -106,6 +131,8 @@ def _demo(directory: Path, port: int, once: bool, clock: Clock) -> None:
         click.echo("They are new: each one tests itself before it is lent for the first time.")
         try:
             _lend_and_return(client, environment)
+            if cloud is not None:
+                _launch(cloud, client, environment, clock)
         except DemoFailed:
             _show_log(server)
             raise
@@ -114,7 +141,7 @@ def _demo(directory: Path, port: int, once: bool, clock: Clock) -> None:
         try:
             click.echo(f"\nThe pool stays up at {url}/ until you press Ctrl-C. In another terminal:")
             click.echo(f"    {Path(sys.executable).with_name('mozpool')} --server {url} --help")
-            code = server.process.wait()
+            code = _go_on(server.process, cloud)
         except KeyboardInterrupt:
             click.echo("\nStopping.")
             return
@@ -136,12 +163,77 @@ def _lend_and_return(client: Client, environment: Mapping[str, str]) -> None:
         raise DemoFailed(f"request {held[0].id} was returned and is still open")
 
 
-def _configure(directory: Path, port: int) -> Path:
+def _cloud() -> FakeCloud:
+    """Phones, and queues with tasks for them."""
+    projects = {
+        name: FakeProject(f"gecko-t-lambda-{name}", tuple(phone.udid for phone in phones))
+        for name, phones in PHONES.items()
+    }
+    return FakeCloud([phone for phones in PHONES.values() for phone in phones], projects, speed=SPEED, seed=SEED)
+
+
+def _launch(cloud: FakeCloud, client: Client, environment: Mapping[str, str], clock: Clock) -> None:
+    """The other tour: tasks arrive, phones get jobs, and what came of it. Raises DemoFailed."""
+    click.echo(f"\nBesides, it serves {len(PHONES)} queues with {len(cloud.lambdatest.specs)} phones of a cloud.")
+    click.echo(f"Tasks arrive: {TASKS} for {' and for '.join(PHONES)}.")
+    _add_tasks(cloud)
+    _wait_for("no job runs", lambda: any(request.ready for request in _for_jobs(client)), clock)
+    _run(["mld", "status"], environment)
+    _run(["mozpool", "requests"], environment)
+    _wait_for("no task is done", lambda: _done(client) is not None, clock)
+    done = _done(client)
+    assert done is not None and done.job is not None
+    _run(["mozpool", "requests", "--all", "--job", str(done.job.number)], environment)
+    _run(["mozpool", "status", str(done.id)], environment)
+
+
+def _for_jobs(client: Client) -> list[Request]:
+    return [request for request in client.requests(include_closed=True) if request.job is not None]
+
+
+def _done(client: Client) -> Request | None:
+    """One whose job has done a task, and whose phone is free again."""
+    found = (each for each in _for_jobs(client) if each.state == "closed" and each.job and each.job.task_url)
+    return next(found, None)
+
+
+def _wait_for(trouble: str, what: Callable[[], bool], clock: Clock) -> None:
+    """Wait until something is so. Raises DemoFailed when it takes too long."""
+    deadline = Deadline(clock, JOB_LIMIT)
+    while not what():
+        if deadline.expired:
+            raise DemoFailed(f"{trouble} after {JOB_LIMIT:g} s")
+        clock.sleep(0.1)
+
+
+def _add_tasks(cloud: FakeCloud) -> None:
+    for project in PHONES:
+        cloud.add_tasks(project, TASKS, seconds=TASK_SECONDS)
+
+
+def _go_on(process: subprocess.Popen[bytes], cloud: FakeCloud | None) -> int:
+    """Until the server ends, whose status it returns, with new tasks now and then."""
+    while True:
+        try:
+            return process.wait(None if cloud is None else TASKS_EVERY)
+        except subprocess.TimeoutExpired:
+            assert cloud is not None
+            _add_tasks(cloud)
+
+
+def _configure(directory: Path, port: int, cloud: FakeCloud | None) -> Path:
     """Write the configuration, and return where it is."""
     for name in ("tftp", "images"):
         (directory / name).mkdir()
     file = directory / "config.ini"
-    file.write_text(CONFIG.format(directory=directory, port=port, speed=SPEED, seed=SEED), encoding="utf-8")
+    text = CONFIG.format(directory=directory, port=port, speed=SPEED, seed=SEED)
+    if cloud is not None:
+        projects = directory / "lambdatest.yml"
+        projects.write_text(cloud.projects_yaml(), encoding="utf-8")
+        program = write_hyperexecute(directory / "hyperexecute", cloud.lambdatest.url)
+        settings = {"enabled": "yes", **cloud.settings(program, projects)}
+        text += "\n[lambdatest]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
+    file.write_text(text, encoding="utf-8")
     return file
 
 
@@ -161,7 +253,12 @@ def _free_port() -> int:
 
 def _program(name: str) -> list[str]:
     """How to run one of our commands by this very Python."""
-    module = {"mozpool": "mozpool.client.cli", "mozpool-db": "mozpool.cli.db", "mozpool-server": "mozpool.cli.server"}
+    module = {
+        "mld": "mozpool.cli.mld",
+        "mozpool": "mozpool.client.cli",
+        "mozpool-db": "mozpool.cli.db",
+        "mozpool-server": "mozpool.cli.server",
+    }
     return [sys.executable, "-c", f"from {module[name]} import main; main(prog_name={name!r})"]
 
 

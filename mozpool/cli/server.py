@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import re
 import signal
 import socket
@@ -20,6 +21,7 @@ from types import FrameType
 import click
 
 from mozpool import __version__
+from mozpool.cli.sentry import report_errors
 from mozpool.clock import Clock
 from mozpool.config import SYSLOG, ConfigError, Problem, Settings, host_and_port, load
 from mozpool.daemon import Daemon
@@ -29,11 +31,15 @@ from mozpool.errors import MozpoolError
 from mozpool.logbook import OneLineEach
 from mozpool.notify.outbox import try_out
 from mozpool.notify.webhook import NotTaken
+from mozpool.watchdog import exit_now
 from mozpool.web.app import create_app
 from mozpool.web.http import make_server
 
 log = logging.getLogger("mozpool")
 
+
+STARTS_LIMIT = 130.0
+"""Seconds that runs of hyperexecute get to end: somewhat more than each may take."""
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -137,23 +143,67 @@ def _try_out(settings: Settings, name: str) -> None:
         raise MozpoolError(f"{name} was not told: {error}") from error
 
 
-def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises MozpoolError when it cannot start, OSError when the port is taken."""
-    _check_port(settings.server.listen, settings.server.port)
-    _prepare_database(settings)
-    daemon = Daemon(settings)
-    app = create_app(daemon.services)
-    server = make_server(app, settings.server)
-    ending = threading.Event()
+class _End:
+    """Ends the server at a signal: at once, or, where jobs are being started, as soon as these starts are over.
 
-    def end(number: int, frame: FrameType | None) -> None:
-        if not ending.is_set():
-            ending.set()
+    The third signal ends the process whatever goes on in it.
+    """
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._ending = threading.Event()
+        self._signals = 0
+        self._starts_over = False
+
+    def listen(self) -> None:
+        """React to signals from now on."""
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if self._daemon.launcher is not None:
+            numbers.append(signal.SIGUSR2)
+        for number in numbers:
+            signal.signal(number, self._came)
+
+    def begin(self) -> None:
+        """The server ends: further signals change nothing but the third."""
+        self._ending.set()
+
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        if self._daemon.launcher is not None and not self._starts_over:
+            self._signals += 1
+            if self._signals == 1:
+                log.info("nothing more is started; runs of hyperexecute may end (a third signal ends this at once)")
+                self._daemon.launcher.stop_starting()
+                threading.Thread(target=self._let_starts_end, name="ending", daemon=True).start()
+            elif self._signals >= 3:
+                log.warning("ends at once")
+                exit_now()
+            return
+        if not self._ending.is_set():
+            self._ending.set()
             # Raises out of the server's loop, in this same thread.
             raise SystemExit(0)
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
+    def _let_starts_end(self) -> None:
+        try:
+            self._daemon.bmm.finish(STARTS_LIMIT)
+        finally:
+            self._starts_over = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def serve(settings: Settings, *, dry: bool = False) -> None:
+    """Run until a signal ends it. Raises MozpoolError when it cannot start, OSError when the port is taken.
+
+    ``dry``: no job is started on hosted devices; the launcher says what it would start.
+    """
+    report_errors(settings)
+    _check_port(settings.server.listen, settings.server.port)
+    _prepare_database(settings)
+    daemon = Daemon(settings, dry=dry)
+    app = create_app(daemon.services)
+    server = make_server(app, settings.server)
+    end = _End(daemon)
+    end.listen()
     try:
         daemon.start()
         log.info("listening on %s/", settings.server.listen_url)
@@ -161,7 +211,7 @@ def serve(settings: Settings) -> None:
     except SystemExit:
         pass
     finally:
-        ending.set()
+        end.begin()
         daemon.mozpool.changes.stop()
         server.close()
         daemon.stop()

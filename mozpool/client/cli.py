@@ -31,7 +31,7 @@ from mozpool.client.errors import (
     WaitTimeout,
 )
 from mozpool.client.hold import make_request
-from mozpool.client.models import Device, Request
+from mozpool.client.models import Device, Job, Request
 from mozpool.client.report import report
 from mozpool.client.values import duration, pair, wait
 
@@ -235,6 +235,7 @@ def devices(
     # Where the list of devices does not tell who has them, the list of requests does.
     untold = any(device.request_id and not device.assignee for device in found)
     holders = {request.id: request for request in client.requests()} if untold else {}
+    jobs = any(device.job for device in found)
     rows = []
     for device in found:
         holder = holders.get(device.request_id or 0)
@@ -248,9 +249,11 @@ def devices(
                 device.request_id,
                 device.assignee or (holder.assignee if holder else None),
                 output.moment(device.expires or (holder.expires if holder else None)),
+                *([_job_number(device.job)] if jobs else []),
             )
         )
-    output.show_table(("NAME", "STATE", "ADDRESS", "IMAGE", "ENVIRONMENT", "REQUEST", "HELD BY", "UNTIL (UTC)"), rows)
+    head = ("NAME", "STATE", "ADDRESS", "IMAGE", "ENVIRONMENT", "REQUEST", "HELD BY", "UNTIL (UTC)")
+    output.show_table((*head, "JOB") if jobs else head, rows)
 
 
 @main.command()
@@ -269,20 +272,22 @@ def images(client: Client, as_json: bool) -> None:
 @main.command()
 @click.option("--all", "everything", is_flag=True, help="Closed ones, too.")
 @click.option("--mine", is_flag=True, help="Only those of --assignee.")
+@click.option("--job", metavar="X", help="Only those of this job: its number, id or URL, or its task's id or URL.")
 @output.json_option
 @click.pass_obj
-def requests(client: Client, as_json: bool, everything: bool, mine: bool) -> None:
+def requests(client: Client, as_json: bool, everything: bool, mine: bool, job: str | None) -> None:
     """List requests that are open or failed.
 
-    DEVICE is the device that a request has, or had last if it has ended.
+    DEVICE is the device that a request has, or had last if it has ended; JOB the number of the job that it was for.
     """
-    found = client.requests(include_closed=everything, assignee=client.assignee if mine else None)
+    found = client.requests(include_closed=everything, assignee=client.assignee if mine else None, job=job)
     if mine:
         # Old servers don't know the filter.
         found = [request for request in found if request.assignee == client.assignee]
     if as_json:
         click.echo(output.document([request.raw for request in found]))
         return
+    jobs = any(request.job for request in found)
     rows = [
         (
             request.id,
@@ -292,10 +297,16 @@ def requests(client: Client, as_json: bool, everything: bool, mine: bool) -> Non
             request.image,
             request.assignee,
             output.moment(request.expires),
+            *([_job_number(request.job)] if jobs else []),
         )
         for request in found
     ]
-    output.show_table(("ID", "STATE", "DEVICE", "ASKED FOR", "IMAGE", "ASSIGNEE", "EXPIRES (UTC)"), rows)
+    head = ("ID", "STATE", "DEVICE", "ASKED FOR", "IMAGE", "ASSIGNEE", "EXPIRES (UTC)")
+    output.show_table((*head, "JOB") if jobs else head, rows)
+
+
+def _job_number(job: Job | None) -> int | None:
+    return None if job is None else job.number
 
 
 @main.command()
@@ -321,6 +332,14 @@ def status(client: Client, request_id: int, as_json: bool) -> None:
         ("waits because" if request.waiting else "reason", request.reason),
         ("place in queue", request.waiting.place if request.waiting else None),
     ]
+    if request.job is not None:
+        facts += [
+            ("project", request.job.project),
+            ("job", request.job.number),
+            ("job status", request.job.status),
+            ("job page", request.job.url),
+            ("task page", request.job.task_url),
+        ]
     for name, value in facts:
         if value not in (None, ""):
             click.echo(f"{name + ':':<16}{output.plain(value)}")

@@ -118,6 +118,33 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Job:
+    """A job on a hosted device."""
+
+    number: int | None
+    """The cloud's number of it."""
+    url: str | None
+    status: str | None
+    """The cloud's last word of it."""
+    project: str | None
+    task_url: str | None
+    """The Taskcluster task that its worker was seen with last."""
+
+    @classmethod
+    def parse(cls, raw: Any) -> Self | None:
+        """From the API's JSON; None when there is no job."""
+        if not isinstance(raw, Mapping):
+            return None
+        return cls(
+            number=_number(raw.get("number")),
+            url=_text(raw.get("url")),
+            status=_text(raw.get("status")),
+            project=_text(raw.get("project")),
+            task_url=_text(raw.get("task_url")),
+        )
+
+
+@dataclass(frozen=True)
 class Device:
     """A device as it was when the server answered."""
 
@@ -145,6 +172,8 @@ class Device:
     """Who holds it now, if anybody does."""
     expires: datetime | None
     """Until when its holder has it."""
+    job: Job | None
+    """The job that it runs, or that is on its way to it."""
     raw: Json = field(repr=False, compare=False)
 
     @classmethod
@@ -172,6 +201,7 @@ class Device:
             request_id=_number(raw.get("request_id") or holder.get("request_id")),
             assignee=_text(holder.get("assignee")),
             expires=_time(holder.get("expires")),
+            job=Job.parse(raw.get("job")),
             raw=raw,
         )
 
@@ -208,6 +238,8 @@ class Request:
     """Why it waits, while it does."""
     last_device: str | None
     """In lists: the device that it has, or had last if it has ended."""
+    job: Job | None
+    """The job that it has, or had, a hosted device for."""
     raw: Json = field(repr=False, compare=False)
 
     @classmethod
@@ -231,6 +263,7 @@ class Request:
             reason=_text(raw.get("reason")),
             waiting=_waiting(raw),
             last_device=_text(raw.get("last_device")),
+            job=Job.parse(raw.get("job")),
             raw=raw,
         )
 

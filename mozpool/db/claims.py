@@ -15,6 +15,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, null, select, update
 
+from mozpool.db.hosted_jobs import BUSY_STATES
 from mozpool.db.tables import claim_history, device_requests, devices, hardware_types, requests
 
 IDS_AT_ONCE = 500
@@ -88,7 +89,7 @@ _FREE_DEVICE = (
         shuffle=bindparam("new_shuffle"),
         # Due at once: the device's own server sees to it, wherever this runs and even if nobody can be told.
         state_timeout=case(
-            (devices.c.state == "maintenance_mode", bindparam("due_now")),
+            (devices.c.state.in_(("maintenance_mode", *BUSY_STATES)), bindparam("due_now")),
             (
                 (devices.c.state == "ready") & (bindparam("verify") == 1),
                 bindparam("due_now"),
@@ -134,7 +135,8 @@ def release(
     ``ready_at`` is when the request got the device ready, if it did. What kind of device it was is noted: the claim's
     row may outlive the device's.
 
-    A device in maintenance mode is due at once (it leaves the live image), and so is a ready one if ``verify``.
+    A device in maintenance mode is due at once (it leaves the live image), and so are one that a job keeps busy (the
+    job is stopped) and, if ``verify``, a ready one.
     """
     conn.execute(
         _FREE_DEVICE,

@@ -39,6 +39,9 @@ _image = images_table.alias("image")
 _next_image = images_table.alias("next_image")
 _owner = imaging_servers.alias("owner")
 
+LAUNCHER = "launcher"
+"""The interface that hosted devices have a backend for, and no others."""
+
 owner_column: ColumnElement[int] = func.coalesce(devices.c.owner_id, devices.c.imaging_server_id)
 """The id of the server that acts on a device."""
 
@@ -101,6 +104,16 @@ class Device:
     """The owner before, until the new one has begun to act."""
     leaving: bool = False
     """It is not in the inventory any more: nobody is given it, and it goes as soon as it is free."""
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether it lives in somebody's cloud: it has no power to cut and boots nothing of ours, but runs jobs."""
+        return LAUNCHER in self.backends
+
+    @property
+    def is_held(self) -> bool:
+        """Whether whom the current operation was started for still has it."""
+        return self.operation_claim_id is not None and self.operation_claim_id == self.claim_id
 
 
 _PACK = Pack(
@@ -648,6 +661,23 @@ class Candidate:
     address: str
     owner_id: int
     owner: str
+
+
+_NAMES_LAUNCHER = f'"{LAUNCHER}"'
+_HOSTED_TYPES = select(hardware_types.c.id).where(hardware_types.c.backends.contains(_NAMES_LAUNCHER))
+HOSTED: ColumnElement[bool] = or_(
+    func.coalesce(devices.c.backends, "").contains(_NAMES_LAUNCHER),
+    func.coalesce(devices.c.hardware_type_id, 0).in_(_HOSTED_TYPES),
+)
+"""Whether a device is hosted (:attr:`Device.is_hosted`), for the database."""
+
+PROVEN: ColumnElement[bool] = devices.c.operation_claim_id.is_(None)
+"""Whether nobody has used a free device since it was proven; others than hosted ones are proven for each request."""
+
+
+def is_hosted(conn: Connection, device_id: int) -> bool:
+    """Whether a device is hosted."""
+    return conn.scalar(select(devices.c.id).where(devices.c.id == device_id, HOSTED)) is not None
 
 
 CANDIDATE_COLUMNS = (

@@ -23,7 +23,20 @@ SELF_TEST = "self-test"
 MAINTENANCE = "maintenance"
 """The image that waits for a person."""
 
-FIXED = (SELF_TEST, MAINTENANCE)
+AS_IS = "as-is"
+"""What a hosted device is lent with: it is proven to be free, and nothing is put on it."""
+
+JOB = "taskcluster-job"
+"""What a hosted device runs a job for, which its request ends with. Its boot config names the ``project``; that of a
+job on several devices also the ``group`` of requests that belong together, and how many ``phones`` there must be."""
+
+HOSTED = (AS_IS, JOB)
+"""Images of hosted devices, which boot nothing from our network: no PXE config stands in their rows."""
+
+OPTIONAL_KEYS: Mapping[str, tuple[str, ...]] = {JOB: ("group", "phones")}
+"""Image → keys of its boot config that a request may leave out."""
+
+FIXED = (SELF_TEST, MAINTENANCE, *HOSTED)
 """Images that LifeGuard looks for by their names."""
 
 
@@ -145,14 +158,64 @@ def pxe_config_for(conn: Connection, hardware_type_id: int | None, image_id: int
     return None if value is None else str(value)
 
 
-_HARDWARE_FOR = select(image_pxe_configs.c.hardware_type_id).where(
-    image_pxe_configs.c.image_id == bindparam("image"), image_pxe_configs.c.pxe_config_id.is_not(None)
+_HOSTED_ON = select(image_pxe_configs.c.image_id).where(
+    image_pxe_configs.c.image_id == bindparam("image"),
+    image_pxe_configs.c.hardware_type_id == bindparam("hardware"),
+    image_pxe_configs.c.pxe_config_id.is_(None),
 )
 
 
-def hardware_for(conn: Connection, image_id: int) -> frozenset[int]:
-    """Ids of the hardware types that a PXE config can put this image on."""
-    return frozenset(conn.scalars(_HARDWARE_FOR, {"image": image_id}))
+def is_hosted_on(conn: Connection, hardware_type_id: int | None, image_id: int | None) -> bool:
+    """Whether hosted devices of this hardware can be had with this image (one of :data:`HOSTED`)."""
+    if hardware_type_id is None or image_id is None:
+        return False
+    return conn.scalar(_HOSTED_ON, {"image": image_id, "hardware": hardware_type_id}) is not None
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What an image can be had on."""
+
+    hardware: frozenset[int]
+    """Ids of hardware types; none: it is not known which."""
+    hosted: bool
+    """Whether it is had on hosted devices alone, or on all others."""
+
+
+NOTHING_KNOWN = Fits(frozenset(), False)
+
+_HARDWARE_FOR = (
+    select(images.c.name, image_pxe_configs.c.hardware_type_id, image_pxe_configs.c.pxe_config_id)
+    .outerjoin(image_pxe_configs, image_pxe_configs.c.image_id == images.c.id)
+    .where(images.c.id == bindparam("image"))
+)
+
+
+def fits(conn: Connection, image_id: int | None) -> Fits:
+    """What an image can be had on: hardware that a PXE config boots it on, or hosted hardware that needs none."""
+    if image_id is None:
+        return NOTHING_KNOWN
+    rows = conn.execute(_HARDWARE_FOR, {"image": image_id}).all()
+    hosted = any(row[0] in HOSTED for row in rows)
+    return Fits(frozenset(row[1] for row in rows if row[1] is not None and (row[2] is None) == hosted), hosted)
+
+
+def offer_hosted(conn: Connection, hardware_type_id: int) -> None:
+    """Let devices of a hardware type, which are hosted, be had with the images of such devices."""
+    for name in HOSTED:
+        found = by_name(conn, name)
+        if found is None:
+            keys = ("project",) if name == JOB else ()
+            add(conn, name, keys, can_reuse=False, hidden=name == JOB, has_sut_agent=False)
+            found = by_name(conn, name)
+        assert found is not None
+        if not is_hosted_on(conn, hardware_type_id, found.id):
+            unassign_pxe_config(conn, found.id, hardware_type_id)
+            conn.execute(
+                insert(image_pxe_configs).values(
+                    image_id=found.id, hardware_type_id=hardware_type_id, pxe_config_id=None
+                )
+            )
 
 
 # Hardware types

@@ -50,14 +50,26 @@ def get(conn: Connection, name: str) -> Job | None:
     return None if row is None else Job(**row._mapping)
 
 
-def take(conn: Connection, name: str, *, holder: str, token: str, now: datetime, seconds: float) -> Job | None:
+def take(
+    conn: Connection,
+    name: str,
+    *,
+    holder: str,
+    token: str,
+    now: datetime,
+    seconds: float,
+    heir_of: str | None = None,
+) -> Job | None:
     """Begin a job; None when somebody else does it.
+
+    A holder whose name begins with ``heir_of`` is known to have ended, without having let go of it.
 
     Raises IntegrityError when another server has begun it for the first time just now.
     """
     found = get(conn, name)
     if found is not None and found.token != token and found.is_held(now):
-        return None
+        if heir_of is None or not (found.holder or "").startswith(heir_of):
+            return None
     mine = {"holder": holder[:255], "token": token, "since": now, "until": now + timedelta(seconds=seconds)}
     if found is None:
         conn.execute(insert(jobs).values(name=name, **mine))

@@ -14,10 +14,12 @@ from typing import Any
 from sqlalchemy import Connection, Select, Update, and_, bindparam, func, insert, not_, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
+from mozpool.db import hosted_jobs
 from mozpool.db.devices import owner_column as device_owner
 from mozpool.db.packing import Pack, loads_counters, loads_strings
 from mozpool.db.spelling import exactly
 from mozpool.db.tables import claim_history, device_requests, devices, images, imaging_servers, requests
+from mozpool.db.tables import hosted_jobs as hosted_jobs_table
 
 QUEUED = "finding_device"
 FAILED_STATES = ("failed_device_not_found", "failed_bad_image", "failed_bad_device", "failed_device_busy")
@@ -184,12 +186,17 @@ class Filter:
     device: str | None = None
     environment: str | None = None
     search: str | None = None
-    """The id, or part of the assignee or of a device's or the image's name; among closed ones also of a device had."""
+    """The id, or part of the assignee or of a device's or the image's name; among closed ones also of a device had.
+
+    Or a job, as in ``job``.
+    """
+    job: str | None = None
+    """Those whose job this names, closed ones too: its number, id or URL, or the id or URL of its task."""
 
 
 def _conditions(wanted: Filter, now: datetime) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
-    if not wanted.include_closed:
+    if not wanted.include_closed and not wanted.job:
         found.append(requests.c.state != "closed")
         found.append(not_(and_(requests.c.state.in_(FAILED_STATES), requests.c.expires <= now)))
     pairs = (
@@ -200,6 +207,8 @@ def _conditions(wanted: Filter, now: datetime) -> list[ColumnElement[bool]]:
         (requests.c.environment, wanted.environment),
     )
     found += [exactly(column, value) for column, value in pairs if value is not None]
+    if wanted.job:
+        found.append(_has_job(wanted.job))
     if wanted.search:
         columns = (requests.c.assignee, requests.c.requested_device, devices.c.name, images.c.name)
         alike = [column.contains(wanted.search, autoescape=True) for column in columns]
@@ -209,8 +218,13 @@ def _conditions(wanted: Filter, now: datetime) -> list[ColumnElement[bool]]:
             alike.append(requests.c.id.in_(found_there))
         if wanted.search.isdecimal() and len(wanted.search) < 18:
             alike.append(requests.c.id == int(wanted.search))
+        alike.append(_has_job(wanted.search))
         found.append(or_(*alike))
     return found
+
+
+def _has_job(named: str) -> ColumnElement[bool]:
+    return requests.c.id.in_(select(hosted_jobs_table.c.request_id).where(hosted_jobs.mentions(named)))
 
 
 def find(conn: Connection, wanted: Filter, now: datetime, *, after: int = 0, limit: int | None = None) -> list[Request]:

@@ -404,6 +404,32 @@ outbox = Table(
     **ENGINE,
 )
 
+hosted_jobs = Table(
+    "hosted_jobs",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("claim_id", BigId, nullable=False, unique=True, comment="claim_history.id; the row outlives the claim"),
+    Column("request_id", BigId, nullable=False, index=True),
+    Column(
+        "lead_request_id", BigId, nullable=False, index=True, comment="the first request of a job on several devices"
+    ),
+    Column("device_id", Id, nullable=False, index=True),
+    Column("device", String(32), nullable=False, comment="its name: the row outlives that of the device"),
+    Column("project", String(64), nullable=False),
+    Column("number", BigInteger, nullable=True, index=True, comment="the cloud's"),
+    Column("job_id", String(64), nullable=True, index=True, comment="the cloud's, part of url"),
+    Column("url", String(500), nullable=True),
+    Column("task_id", String(32), nullable=True, index=True, comment="Taskcluster's, part of task_url"),
+    Column("task_url", String(500), nullable=True),
+    Column("status", String(32), nullable=True, comment="the cloud's last word"),
+    Column("ordered", UTCDateTime, nullable=False, index=True),
+    Column("running", UTCDateTime, nullable=True, comment="since when the cloud has said that it runs"),
+    Column("task_seen", UTCDateTime, nullable=True, comment="when its worker was seen with a task"),
+    Column("ended", UTCDateTime, nullable=True, index=True),
+    Column("reason", String(190), nullable=True, comment="why it failed"),
+    **ENGINE,
+)
+
 relay_boards = Table(
     "relay_boards",
     metadata,

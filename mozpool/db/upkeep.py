@@ -24,6 +24,7 @@ from mozpool.db.tables import (
     device_history,
     device_logs,
     device_requests,
+    hosted_jobs,
     outbox,
     past_requests,
     pool_samples,
@@ -69,6 +70,7 @@ def run(database: Database, clock: Clock) -> None:
             _delete_before(database, clock, table.c.ts, now - KEEP_LOGS)
     for column in (device_history.c.ts, request_history.c.ts, relay_board_history.c.ts, past_requests.c.ended):
         _delete_before(database, clock, column, now - KEEP_HISTORY)
+    _delete_before(database, clock, hosted_jobs.c.ended, now - KEEP_HISTORY)
     _delete_before(database, clock, outbox.c.ended, now - KEEP_OUTBOX)
     _delete_before(database, clock, pool_samples.c.minute, samples.minute_of(now - KEEP_HISTORY))
     _delete_claims(database, clock, now - KEEP_HISTORY)

@@ -21,7 +21,7 @@ from mozpool.apikit import Empty, EventInput, Input, Site, answer, endpoint, sit
 from mozpool.bmm.schemas import Success
 from mozpool.bmm.service import BMM
 from mozpool.clock import Clock
-from mozpool.db import devices, images, jobs, logs, requests, servers
+from mozpool.db import devices, hosted_jobs, images, jobs, logs, requests, servers
 from mozpool.db.devices import Device
 from mozpool.db.tables import device_logs
 from mozpool.errors import BadInput, Conflict, HardwareError, MozpoolError, NotFound, Unprocessable
@@ -226,6 +226,7 @@ def device_details(name: str) -> Response:
         row = apikit.device(conn, name)
         labels = devices.labels_of(conn, [row.id]).get(row.id, {})
         holder = None if row.claim_id is None else requests.of_device(conn, row.id)
+        job = hosted_jobs.of_devices(conn, [row.id]).get(row.id) if row.is_hosted else None
     defaults = site().settings.bmm
     return answer(
         {
@@ -279,6 +280,7 @@ def device_details(name: str) -> Response:
             "last_seen": apikit.time_text(row.last_seen),
             "waits_for": waits_for(row),
             "leaving": row.leaving,
+            "job": apikit.job_info(job),
         }
     )
 
@@ -384,10 +386,13 @@ def device_flash(name: str) -> Response:
         image = images.by_name(conn, body.image)
         if image is None:
             raise NotFound(f"image: there is no image {body.image!r}", field="image")
-        config = images.pxe_config_for(conn, row.hardware_type_id, image.id)
+        if row.is_hosted:
+            fits = image.name == images.AS_IS and images.is_hosted_on(conn, row.hardware_type_id, image.id)
+        else:
+            fits = images.pxe_config_for(conn, row.hardware_type_id, image.id) is not None
     images.check_wanted(image)
     boot_config = apikit.boot_config(image.boot_config_keys, raw, image.name)
-    if config is None:
+    if not fits:
         raise Unprocessable(f"image: {image.name} can't be put on the hardware of device {row.name}", field="image")
     return _please(row, body, "please_image", {"image": image.name, "boot_config": boot_config})
 

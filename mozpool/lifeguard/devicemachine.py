@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from mozpool.db.devices import Device, Rule
-from mozpool.lifeguard.states import failed, install, netboot, powercycle, resting
+from mozpool.lifeguard.states import failed, hosted, install, netboot, powercycle, resting
 from mozpool.lifeguard.states.base import forced
 from mozpool.statemachine import Machine, State, Tuning
 
@@ -15,6 +15,7 @@ STATES: tuple[type[State[Device]], ...] = (
     *powercycle.STATES,
     *netboot.STATES,
     *install.STATES,
+    *hosted.STATES,
     *failed.STATES,
 )
 
@@ -33,7 +34,7 @@ CATEGORIES = ("in use", "idle", "processing", "failed", "out of service")
 RULES = (
     Rule("failed", prefix="failed_"),
     Rule("out of service", states=("locked_out", "troubleshooting")),
-    Rule("in use", states=("ready", "maintenance_mode"), claimed=True),
+    Rule("in use", states=("ready", "maintenance_mode", "job_running"), claimed=True),
     Rule("idle", states=("ready",)),
     Rule("out of service", states=("maintenance_mode",)),
     Rule("processing"),

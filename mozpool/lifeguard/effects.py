@@ -56,7 +56,60 @@ class CheckStorage(Effect):
 
 @dataclass(frozen=True)
 class CheckReady(Effect):
-    """Look whether an idle device still answers: ``failed`` when it does not, nothing when it does."""
+    """Look whether an idle device still answers: ``failed`` when it does not, nothing when it does.
+
+    A hosted one answers when its cloud says that it is free. A cloud that says nothing says nothing of the device.
+    """
+
+    patient: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class StartJob(Effect):
+    """Start the job that a hosted device is held for, once all devices are there that it is to run on.
+
+    ``job_ordered`` when it is on its way, ``job_start_failed``, ``group_incomplete``, or ``released`` when nobody wants
+    it any more. A cloud that does not answer is waited for.
+    """
+
+    every: ClassVar[float | None] = 5.0
+    patient: ClassVar[bool] = True
+    pause: ClassVar[float] = 5.0
+
+
+@dataclass(frozen=True)
+class WatchJob(Effect):
+    """Look for the job that was started: ``job_running`` or ``job_ended``; ``job_start_failed`` when it never will be.
+
+    With ``until_runs``, else until it has ended.
+    """
+
+    every: ClassVar[float | None] = PROBE_INTERVAL
+    patient: ClassVar[bool] = True
+    pause: ClassVar[float] = 5.0
+    until_runs: bool
+
+
+@dataclass(frozen=True)
+class StopJob(Effect):
+    """Stop all jobs of this pool that are on a hosted device: ``job_stopped`` when the cloud knows of none."""
+
+    every: ClassVar[float | None] = 5.0
+
+
+@dataclass(frozen=True)
+class StopLeftJob(StopJob):
+    """The same for a device that a person has taken from under its job: nobody waits for it."""
+
+    channel: ClassVar[str] = "job"
+    bound: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class WatchPhone(Effect):
+    """Ask the cloud how a hosted device is: ``phone_ok`` when it is free, ``phone_faulty`` when it was given up."""
+
+    every: ClassVar[float | None] = PROBE_INTERVAL
 
 
 @dataclass(frozen=True)
@@ -76,3 +129,14 @@ class TellRequest(Effect):
     request_id: int
     claim_id: int
     result: str
+
+
+@dataclass(frozen=True)
+class EndRequest(Effect):
+    """Let the request that has the device be closed: the job that it was made for has ended."""
+
+    channel: ClassVar[str] = "link"
+    bound: ClassVar[bool] = False
+    request_id: int
+    claim_id: int
+    reason: str

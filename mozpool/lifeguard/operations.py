@@ -11,18 +11,26 @@ from typing import Protocol
 from mozpool.bmm.service import BMM
 from mozpool.clock import Clock
 from mozpool.db.devices import Device
+from mozpool.db.engine import Database
 from mozpool.errors import HardwareError
 from mozpool.lifeguard.effects import (
     AgentReboot,
     AwaitReboot,
     CheckReady,
     CheckStorage,
+    EndRequest,
     Ping,
     PowerCycle,
+    StartJob,
+    StopJob,
+    StopLeftJob,
     SyncBoot,
     TellRequest,
     VerifyAgent,
+    WatchJob,
+    WatchPhone,
 )
+from mozpool.lifeguard.jobs import Jobs
 from mozpool.statedriver import Event
 from mozpool.statemachine import Effect
 
@@ -43,6 +51,10 @@ class RequestLink(Protocol):
         """
         ...
 
+    def job_ended(self, request_id: int, claim_id: int, reason: str, attempt: int) -> None:
+        """Close a request whose job has ended; likewise."""
+        ...
+
 
 def _is_for_nobody(row: Device) -> bool:
     """Whether the holder that an operation was begun for has gone, and nothing was done to the device yet."""
@@ -53,9 +65,12 @@ def _is_for_nobody(row: Device) -> bool:
 class DeviceOperations:
     """The performer of the device machine's effects. Called from worker threads."""
 
-    def __init__(self, bmm: BMM, requests: RequestLink, clock: Clock, *, speed: float = 1.0) -> None:
+    def __init__(
+        self, bmm: BMM, requests: RequestLink, database: Database, clock: Clock, *, speed: float = 1.0
+    ) -> None:
         """``speed`` divides the pauses between repeated checks."""
         self._bmm = bmm
+        self._jobs = Jobs(bmm, database, clock, speed=speed)
         self._requests = requests
         self._clock = clock
         self._speed = speed
@@ -63,11 +78,16 @@ class DeviceOperations:
         self._lock = threading.Lock()
 
     def lane(self, row: Device, effect: Effect) -> str | None:
-        """Power operations share a lane with all that hangs on the same relay board; the rest is the device's own."""
+        """Power operations share a lane with all that hangs on the same relay board; the rest is the device's own.
+
+        What is asked of a cloud shares one with all devices of the account.
+        """
         if isinstance(effect, PowerCycle):
             return self._bmm.power_lane(row)
-        if isinstance(effect, TellRequest):
+        if isinstance(effect, TellRequest | EndRequest):
             return None
+        if row.is_hosted and isinstance(effect, StartJob | WatchJob | StopJob | WatchPhone | CheckReady):
+            return self._bmm.launcher_lane(row, start=isinstance(effect, StartJob))
         return f"device:{row.id}"
 
     def failure(self, effect: Effect) -> str | None:
@@ -78,14 +98,16 @@ class DeviceOperations:
             return "sut_sdcard_failed"
         if isinstance(effect, CheckReady):
             return "failed"
+        if isinstance(effect, StartJob) or (isinstance(effect, WatchJob) and effect.until_runs):
+            return "job_start_failed"
         return None
 
     def probe_lane(self, lane: str) -> None:
-        """Talk to the relay board behind a lane."""
+        """Talk to the relay board, or the cloud account, behind a lane."""
         self._bmm.test_power(lane)
 
     def perform(self, row: Device, effect: Effect) -> Event | None:
-        """Do an effect. Raises HardwareError."""
+        """Do an effect. Raises HardwareError, NotYet."""
         match effect:
             case PowerCycle():
                 if _is_for_nobody(row):
@@ -117,6 +139,22 @@ class DeviceOperations:
             case TellRequest(request_id=request_id, claim_id=claim_id, result=result):
                 self._requests.lifeguard_finished(request_id, claim_id, result, row.attempt)
                 return None
+            case StartJob():
+                return self._jobs.start(row)
+            case WatchJob(until_runs=until_runs):
+                return self._jobs.watch(row, until_runs=until_runs)
+            case StopLeftJob():
+                return Event("left_job_stopped") if self._bmm.stop_jobs(row) else None
+            case StopJob():
+                return Event("job_stopped") if self._bmm.stop_jobs(row) else None
+            case WatchPhone():
+                status = self._bmm.hosted_status(row)
+                if status.faulty:
+                    return Event("phone_faulty")
+                return Event("phone_ok") if status.free else None
+            case EndRequest(request_id=request_id, claim_id=claim_id, reason=reason):
+                self._requests.job_ended(request_id, claim_id, reason, row.attempt)
+                return None
             case _:
                 raise TypeError(f"no such effect: {effect!r}")
 
@@ -137,6 +175,11 @@ class DeviceOperations:
         return uptime <= self._clock.monotonic() - cycled + OLD_BOOT_MARGIN
 
     def _check_ready(self, row: Device) -> Event | None:
+        if row.is_hosted:
+            status = self._bmm.hosted_status(row)
+            if not status.free:
+                raise HardwareError(row.name, "check", f"the cloud says that it is {status.word}")
+            return None
         reason = "it does not answer pings"
         for attempt in range(READY_CHECKS):
             if attempt:

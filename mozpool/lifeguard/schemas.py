@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from mozpool.apikit import Flag, Input, LogLine, Name, Seconds, Whole
+from mozpool.apikit import Flag, Input, JobInfo, LogLine, Name, Seconds, Whole
 
 EXEC_LIMIT = 600.0
 """The longest that a command on a device may take, in seconds."""
@@ -155,6 +155,7 @@ class DeviceInfo(BaseModel):
     leaving: bool = Field(
         description="It is not in the inventory any more: nobody is given it, and it goes as soon as it is free."
     )
+    job: JobInfo | None = Field(description="The job that it runs, or that is on its way to it.")
 
 
 class InventoryInfo(BaseModel):

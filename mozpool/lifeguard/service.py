@@ -158,5 +158,11 @@ class LifeGuard:
         self.driver.logbook.add("device", device.id, device.name, "lifeguard", message)
 
     def released(self, device_id: int) -> None:
-        """A device lost its holder, who left it something to do: look at it now."""
+        """A device lost its holder, who left it something to do: look at it now.
+
+        A hosted one has a job to be stopped, even if it waits for its turn to start it and nothing is due.
+        """
+        row = self.driver.remembered(device_id) or self.driver.load(device_id)
+        if row is not None and row.is_hosted:
+            self.driver.handle(device_id, "released")
         self.driver.wake(device_id)

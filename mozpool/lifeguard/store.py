@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from mozpool.bmm.registry import DEFAULTS
-from mozpool.db import devices, images
+from mozpool.db import devices, hosted_jobs, images
 from mozpool.db.devices import Device
 from mozpool.db.tables import device_history
 from mozpool.logbook import Kind
@@ -36,6 +36,14 @@ class DeviceReads:
     def pxe_config_for(self, hardware_type_id: int | None, image_id: int | None) -> str | None:
         """The name of the PXE config that boots this image on this hardware."""
         return images.pxe_config_for(self._conn, hardware_type_id, image_id)
+
+    def is_hosted_on(self, hardware_type_id: int | None, image_id: int | None) -> bool:
+        """Whether hosted devices of this hardware can be had with this image."""
+        return images.is_hosted_on(self._conn, hardware_type_id, image_id)
+
+    def job(self, claim_id: int) -> hosted_jobs.Job | None:
+        """The job that a device was claimed for."""
+        return hosted_jobs.of_claim(self._conn, claim_id)
 
 
 class DeviceStore(RowStore[Device]):

@@ -30,7 +30,7 @@ from mozpool.db import outbox
 from mozpool.db.engine import Database
 from mozpool.db.outbox import Letter, Waiting
 from mozpool.errors import DatabaseAway
-from mozpool.lanes import Lanes, Timers
+from mozpool.lanes import Lanes, Soon, Timers
 from mozpool.notify import mail, webhook
 from mozpool.notify.events import Event
 from mozpool.notify.targets import recipient, wants
@@ -98,13 +98,12 @@ class Outbox:
         self._clock = clock
         self._rng = rng
         self._timers = timers
-        self._quick = quick
         self._workers = workers
         self._post = post
         self._send = send or mail.Mailer(settings.email)
         self._speed = settings.testing.speed
         self._began = False
-        self._looking = threading.Lock()
+        self._soon = Soon(quick, LANE, self._look, "looking at the outbox")
         self._lock = threading.Lock()
         self._busy: set[tuple[str, int]] = set()
         self._failures: dict[str, int] = {}
@@ -174,12 +173,9 @@ class Outbox:
 
     def wake(self) -> None:
         """Have a worker look at what is due: something may have been noted."""
-        if self._looking.acquire(blocking=False):
-            self._quick.submit(LANE, self._look, "looking at the outbox")
+        self._soon.ask()
 
     def _look(self) -> None:
-        # What is noted from here on is for the next look.
-        self._looking.release()
         try:
             self.look()
         except DatabaseAway as error:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, or_, select
+from sqlalchemy import Connection, bindparam, not_, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.clock import Event
@@ -29,12 +29,13 @@ from mozpool.db import devices, images, requests
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.devices import SHUFFLE_RANGE, Candidate, Device, FreeSearch
 from mozpool.db.engine import Database
+from mozpool.db.images import Fits
 from mozpool.db.requests import Request
 from mozpool.db.spelling import exactly
 from mozpool.db.tables import devices as devices_table
 from mozpool.db.tables import hardware_types
 from mozpool.errors import DatabaseAway
-from mozpool.lanes import Lanes
+from mozpool.lanes import Lanes, Soon
 from mozpool.pool.criteria import ANY, Criteria
 from mozpool.statedriver import LOST_CLAIM, Driver
 
@@ -81,8 +82,8 @@ def queue_key(created: datetime, priority: int, interval: float) -> int:
     return int((created.timestamp() - priority * interval) * 1_000_000)
 
 
-def conditions(criteria: Criteria, *, hardware: frozenset[int]) -> list[ColumnElement[bool]]:
-    """What a device must meet, as SQL. ``hardware``: ids of the types that the image can be put on; empty = unknown."""
+def conditions(criteria: Criteria, fits: Fits) -> list[ColumnElement[bool]]:
+    """What a device must meet, as SQL. ``fits``: what the image can be had on."""
     found: list[ColumnElement[bool]] = []
     if criteria.device != ANY:
         found.append(exactly(devices_table.c.name, criteria.device))
@@ -97,9 +98,13 @@ def conditions(criteria: Criteria, *, hardware: frozenset[int]) -> list[ColumnEl
         if criteria.hardware_model is not None:
             types = types.where(exactly(hardware_types.c.model, criteria.hardware_model))
         found.append(devices_table.c.hardware_type_id.in_(types))
-    if criteria.device == ANY and hardware:
-        fits = devices_table.c.hardware_type_id.in_(sorted(hardware))
-        found.append(fits | (devices_table.c.image_id == criteria.image_id))
+    if fits.hosted:
+        found += [devices.HOSTED, devices_table.c.hardware_type_id.in_(sorted(fits.hardware))]
+    elif criteria.device == ANY and fits.hardware:
+        on_it = devices_table.c.hardware_type_id.in_(sorted(fits.hardware))
+        found.append(on_it | (devices_table.c.image_id == criteria.image_id))
+    elif criteria.image_id is not None:
+        found.append(not_(devices.HOSTED))
     return found + devices.has_labels(criteria.labels)
 
 
@@ -153,13 +158,12 @@ class Matcher:
         self._driver = driver
         self._database = database
         self._rng = rng
-        self._quick = quick
         self._planning = driver.clock.lock()
         self._tickets = itertools.count(1)
         self._last_run = 0
-        self._pending = threading.Lock()
-        self._searches: dict[tuple[str, frozenset[int], str, frozenset[int]], FreeSearch] = {}
-        self._hardware: dict[int, tuple[float, frozenset[int]]] = {}
+        self._soon = Soon(quick, MATCH_LANE, self._woken, "matching")
+        self._searches: dict[tuple[str, Fits, str, frozenset[int]], FreeSearch] = {}
+        self._fits: dict[int, tuple[float, Fits]] = {}
         # How many calls wait for a request. With a lock of its own: who calls during a run is seen by that run.
         self._calling = threading.Lock()
         self._callers: Counter[int] = Counter()
@@ -170,11 +174,9 @@ class Matcher:
 
     def wake(self) -> None:
         """Match soon, from a worker: a device may have become free."""
-        if self._pending.acquire(blocking=False):
-            self._quick.submit(MATCH_LANE, self._woken, "matching")
+        self._soon.ask()
 
     def _woken(self) -> None:
-        self._pending.release()
         try:
             self.match()
         except DatabaseAway as error:
@@ -325,7 +327,7 @@ class Matcher:
 
     def _candidates(self, conn: Connection, request: Request, criteria: Criteria, plan: _Plan) -> list[Candidate]:
         """Free devices for a request: first those that hold the wanted image already, then any at random."""
-        hardware = self._hardware_for(conn, request.image_id)
+        fits = self._fits_of(conn, request.image_id)
         start = self._rng.randrange(SHUFFLE_RANGE)
         # Those that are taken are few, and left out here: a search of their own would be made for each set of them.
         taken = plan.taken
@@ -333,36 +335,36 @@ class Matcher:
         found: list[Candidate] = []
         if request.image_can_reuse:
             equal = {"held_image": request.image_id, "held_config": boot_config_hash(request.boot_config)}
-            found = self._search(criteria, hardware, plan.away, "holding").find(conn, start=start, limit=limit, **equal)
+            found = self._search(criteria, fits, plan.away, "holding").find(conn, start=start, limit=limit, **equal)
             found = [candidate for candidate in found if candidate.id not in taken]
         if not found:
-            found = self._search(criteria, hardware, plan.away).find(conn, start=start, limit=limit)
+            found = self._search(criteria, fits, plan.away).find(conn, start=start, limit=limit)
             found = [candidate for candidate in found if candidate.id not in taken]
         return found[:CANDIDATES]
 
-    def _search(
-        self, criteria: Criteria, hardware: frozenset[int], away: frozenset[int], kind: str = "any"
-    ) -> FreeSearch:
+    def _search(self, criteria: Criteria, fits: Fits, away: frozenset[int], kind: str = "any") -> FreeSearch:
         """The search for devices that meet criteria, of one of the kinds of _ALSO."""
-        key = (criteria.key, hardware, kind, away)
+        key = (criteria.key, fits, kind, away)
         found = self._searches.get(key)
         if found is None:
             if len(self._searches) >= SEARCHES:
                 self._searches.clear()
-            wanted = [*conditions(criteria, hardware=hardware), *_ALSO[kind]]
+            wanted = [*conditions(criteria, fits), *_ALSO[kind]]
+            if fits.hosted:
+                wanted.append(devices.PROVEN)
             if away:
                 wanted.append(devices.owner_column.not_in(sorted(away)))
             found = self._searches[key] = FreeSearch(wanted)
         return found
 
-    def _hardware_for(self, conn: Connection, image_id: int | None) -> frozenset[int]:
-        """Ids of the hardware types that an image can be put on, at most a second old."""
+    def _fits_of(self, conn: Connection, image_id: int | None) -> Fits:
+        """What an image can be had on, at most a second old."""
         if image_id is None:
-            return frozenset()
+            return images.NOTHING_KNOWN
         now = self._driver.clock.monotonic()
-        known = self._hardware.get(image_id)
+        known = self._fits.get(image_id)
         if known is None or now - known[0] > 1.0:
-            known = self._hardware[image_id] = (now, images.hardware_for(conn, image_id))
+            known = self._fits[image_id] = (now, images.fits(conn, image_id))
         return known[1]
 
     def _somebody_was_before(self, conn: Connection, found: list[Candidate], plan: _Plan) -> bool:
@@ -370,8 +372,8 @@ class Matcher:
         ids = [candidate.id for candidate in found]
         for criteria in plan.unserved.values():
             # As _candidates has it, or the two would disagree in every round.
-            hardware = self._hardware_for(conn, criteria.image_id)
-            if self._search(criteria, hardware, plan.away, "among").find(conn, start=0, limit=1, these=ids):
+            fits = self._fits_of(conn, criteria.image_id)
+            if self._search(criteria, fits, plan.away, "among").find(conn, start=0, limit=1, these=ids):
                 return True
         return False
 
@@ -423,8 +425,7 @@ def explain(conn: Connection, request: Request, away: frozenset[int] = frozenset
 
 def _fitting(conn: Connection, criteria: Criteria) -> list[ColumnElement[bool]]:
     """The conditions that devices must meet to serve a request with these criteria."""
-    hardware = images.hardware_for(conn, criteria.image_id) if criteria.image_id is not None else frozenset()
-    return conditions(criteria, hardware=hardware)
+    return conditions(criteria, images.fits(conn, criteria.image_id))
 
 
 BUSY, FAILED, OUT, LEAVING, AWAY, FREE = CONDITIONS = (

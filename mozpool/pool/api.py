@@ -20,8 +20,9 @@ from sqlalchemy import Connection
 
 from mozpool import __version__, apikit
 from mozpool.apikit import MAX_POLL, Empty, EventInput, Input, Log, LogQuery, answer, done, endpoint, site
-from mozpool.db import claims, devices, images, logs, requests, samples
+from mozpool.db import claims, devices, hosted_jobs, images, logs, requests, samples
 from mozpool.db.devices import Device, Rule
+from mozpool.db.hosted_jobs import Job
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_logs
 from mozpool.errors import BadInput, Conflict, NotFound
@@ -89,8 +90,8 @@ def own_request(text: str) -> int:
 # --- Answers ---
 
 
-def request_info(row: Request, waiting: Waiting | None) -> dict[str, Any]:
-    """A request as the API shows it."""
+def request_info(row: Request, waiting: Waiting | None, job: Job | None) -> dict[str, Any]:
+    """A request as the API shows it; ``job`` is what it has, or had, a hosted device for."""
     return {
         "id": row.id,
         "requested_device": row.requested_device,
@@ -115,10 +116,21 @@ def request_info(row: Request, waiting: Waiting | None) -> dict[str, Any]:
         "callback_url": row.callback_url,
         "reason": waiting.reason if waiting else row.reason,
         "place": waiting.place if waiting else None,
+        "job": apikit.job_info(job),
     }
 
 
-def device_item(row: Device, labels: Mapping[str, str], holder: tuple[str, datetime] | None) -> dict[str, Any]:
+def job_of(row: Request) -> Job | None:
+    """The job that a request has, or had, a hosted device for."""
+    if row.image != images.JOB:
+        return None
+    with site().database.read() as conn:
+        return hosted_jobs.of_requests(conn, [row.id]).get(row.id)
+
+
+def device_item(
+    row: Device, labels: Mapping[str, str], holder: tuple[str, datetime] | None, job: Job | None
+) -> dict[str, Any]:
     """A device as lists show it; ``holder`` is who has it, and until when."""
     return {
         "id": row.id,
@@ -145,6 +157,7 @@ def device_item(row: Device, labels: Mapping[str, str], holder: tuple[str, datet
         "hardware_model": row.hardware_model,
         "labels": dict(labels),
         "leaving": row.leaving,
+        "job": apikit.job_info(job),
     }
 
 
@@ -186,7 +199,8 @@ def device_list() -> Response:
             labels = devices.labels_of(conn, [row.id for row in rows] if filtered else None) if rows else {}
             held = requests.holders(conn, [row.id for row in rows if row.claim_id is not None])
             holders = {found[0]: found[1:] for found in held}
-            shown = [device_item(row, labels.get(row.id, {}), holders.get(row.id)) for row in rows]
+            running = hosted_jobs.of_devices(conn, [row.id for row in rows if row.is_hosted])
+            shown = [device_item(row, labels.get(row.id, {}), holders.get(row.id), running.get(row.id)) for row in rows]
         else:
             shown = [row.name for row in rows]
     return answer(apikit.page("devices", rows, query.limit, shown))
@@ -285,7 +299,7 @@ def request_device(name: str) -> Response:
         if query.wait and made.claim_id is None and made.is_open:
             with site().long_polls.slot(min(query.wait, MAX_POLL)) as seconds:
                 made = service.wait_for_device(made.id, seconds)
-        said: dict[str, Any] = {"request": request_info(made, service.waiting(made))}
+        said: dict[str, Any] = {"request": request_info(made, service.waiting(made), job_of(made))}
         if not _was_refused(made):
             return answer(said)
         reason = made.reason or f"device {made.requested_device} is taken"
@@ -383,15 +397,17 @@ def request_list() -> Response:
         state=query.state,
         device=query.device,
         environment=query.environment,
+        job=query.job,
     )
     more = None if query.limit is None else query.limit + 1
     with site().database.read() as conn:
         rows = requests.find(conn, wanted, site().clock.now(), after=query.cursor, limit=more)
         had = claims.last_devices(conn, [row.id for row in rows if not row.is_open])
+        ran = hosted_jobs.of_requests(conn, [row.id for row in rows if row.image == images.JOB])
     reasons = mozpool().reasons(rows)
     shown = []
     for row in rows:
-        info = request_info(row, None)
+        info = request_info(row, None, ran.get(row.id))
         info["reason"] = reasons.get(row.id, row.reason)
         info["last_device"] = row.device or had.get(row.id)
         shown.append(info)
@@ -403,7 +419,7 @@ def request_details(number: str) -> Response:
     """All about a request."""
     service = mozpool()
     row = service.get(request_number(number))
-    info = request_info(row, service.waiting(row))
+    info = request_info(row, service.waiting(row), job_of(row))
     return answer({**info, "request": info})
 
 
@@ -421,7 +437,7 @@ def request_status(number: str) -> Response:
     request_id = request_number(number)
     with site().long_polls.slot(min(query.wait or 0, MAX_POLL)) as seconds:
         row = service.wait_for_change(request_id, query.state, seconds)
-    info = request_info(row, service.waiting(row))
+    info = request_info(row, service.waiting(row), None)
     if _is_fresh(row):
         apikit.write_log(service.driver.logbook)
     with site().database.read() as conn:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
-from mozpool.db import claims, requests
+from mozpool.db import claims, hosted_jobs, images, requests
 from mozpool.db.devices import SHUFFLE_RANGE, Candidate
 from mozpool.db.requests import Request
 from mozpool.pool.criteria import Criteria
@@ -17,7 +17,10 @@ from mozpool.statemachine import RETURNED, STAY, TAKEN_OVER, TIMEOUT, Context, M
 
 COMPLETE = "complete"
 BAD_IMAGE = "failed-bad-image"
-MAINTENANCE = "maintenance"
+MAINTENANCE = images.MAINTENANCE
+
+JOB_LOOK = 60.0
+"""Seconds between two looks of a request whose job runs at its device: a message that it has ended may be lost."""
 
 NAMED_DEVICE_TRIES = 2
 """How often a request for a named device that has lost it looks for it again when it may not queue."""
@@ -68,7 +71,9 @@ def give_up_device(ctx: RequestContext, reason: str) -> None:
     claim_id, device_id, device = request.claim_id, request.device_id, request.device
     if claim_id is None or device_id is None or device is None:
         return
-    now, shuffle, verify = ctx.now, ctx.rng.randrange(SHUFFLE_RANGE), ctx.reads.verify_on_return
+    now, shuffle = ctx.now, ctx.rng.randrange(SHUFFLE_RANGE)
+    # What a person has used is proven before anybody else gets it; others are proven for whoever gets them next.
+    verify = ctx.reads.verify_on_return or request.image == images.AS_IS
     ctx.also(
         lambda conn: claims.release(
             conn,
@@ -85,7 +90,8 @@ def give_up_device(ctx: RequestContext, reason: str) -> None:
     # What went wrong with one device says nothing about the next.
     ctx.clear("pending", "contacting_lifeguard")
     ctx.log(f"gave up device {device}: {reason}")
-    if request.image == MAINTENANCE or request.device_state == "maintenance_mode" or verify:
+    is_left_busy = request.image in (MAINTENANCE, images.JOB) or request.device_state == "maintenance_mode"
+    if is_left_busy or verify:
         ctx.effect(TellRelease(device_id, device, request.device_server or "", claim_id))
 
 
@@ -109,6 +115,14 @@ class Open(State[Request]):
     def taken_over(self, ctx: RequestContext) -> str | None:
         """Another server acts for the request from now on, and goes on with it at its deadline."""
         return STAY
+
+    @on("job_ended", to="closed")
+    def job_ended(self, ctx: RequestContext) -> str | None:
+        """The job that it was made for has ended, and its device is clean."""
+        if ctx.row.claim_id is None or ctx.args.get("claim_id") != ctx.row.claim_id:
+            return STAY
+        end(ctx, str(ctx.args.get("reason") or "its job has ended"))
+        return None
 
     @on("expire", to="closed")
     def expire(self, ctx: RequestContext) -> str | None:
@@ -345,15 +359,31 @@ class Pending(WithDevice):
 
 
 class Ready(Open):
-    """The device was proven to work and is its holder's until the request is returned or expires."""
+    """The device was proven to work and is its holder's until the request is returned or expires.
+
+    A request for a job on a hosted device is ready while the job runs, and is closed when it has ended.
+    """
 
     name = "ready"
 
     def enter(self, ctx: RequestContext) -> str | None:
         """What went wrong on the way does not count any more."""
         ctx.clear()
-        ctx.log(f"device {ctx.row.device} is ready")
+        if ctx.row.state != self.name:
+            ctx.log(f"device {ctx.row.device} is ready")
+        if ctx.row.image == images.JOB:
+            ctx.within(JOB_LOOK / ctx.speed)
         return None
+
+    @on(TIMEOUT, to=("ready", "closed"))
+    def look(self, ctx: RequestContext) -> str | None:
+        """Whether the job that it was made for still keeps its device busy: the device says when it has ended."""
+        request = ctx.row
+        mine = request.device_operation_claim_id is not None and request.device_operation_claim_id == request.claim_id
+        if request.image != images.JOB or (mine and request.device_state in hosted_jobs.BUSY_STATES):
+            return self.name
+        end(ctx, "its job was broken off")
+        return "closed"
 
 
 class FailedDeviceNotFound(State[Request]):

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, StringConstraints
 
-from mozpool.apikit import MAX_POLL, MAX_SECONDS, Flag, Input, Labels, LogLine, Name, PageQuery, Seconds, Whole
+from mozpool.apikit import MAX_POLL, MAX_SECONDS, Flag, Input, JobInfo, Labels, LogLine, Name, PageQuery, Seconds, Whole
 
 PRIORITIES = 1_000_000
 """Priorities go so far from 0 in both directions."""
@@ -107,6 +107,11 @@ class RequestListQuery(PageQuery):
     state: str | None = None
     device: str | None = Field(None, description="Name of the device that it has.")
     environment: str | None = None
+    job: str | None = Field(
+        None,
+        description="Those whose job this names, closed ones too: the number, id or URL of the job, or the id or URL "
+        "of its Taskcluster task.",
+    )
 
 
 class DeviceListQuery(PageQuery):
@@ -172,6 +177,7 @@ class RequestInfo(BaseModel):
     place: int | None = Field(
         None, description="Place in the queue among those that the same devices can serve; null when it does not wait."
     )
+    job: JobInfo | None = Field(description="The job that it has or had a hosted device for; null where there is none.")
 
 
 class MatchAnswer(BaseModel):
@@ -255,6 +261,7 @@ class DeviceListItem(BaseModel):
     hardware_model: str | None
     labels: dict[str, str]
     leaving: bool = Field(description="It is not in the inventory any more, and goes as soon as it is free.")
+    job: JobInfo | None = Field(description="The job that it runs, or that is on its way to it.")
 
 
 class DeviceList(BaseModel):

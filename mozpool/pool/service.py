@@ -33,6 +33,12 @@ DEFAULT_WAIT_NAMED = 0
 MAX_BOOT_CONFIG = 60_000
 """Characters of a boot config: somewhat less than a TEXT column holds."""
 
+MAX_PHONES = 100
+"""Phones that a job may run on."""
+
+NAME = 64
+"""Characters of the name of a project or of a group of requests for the same job."""
+
 RECHECK = 1.0
 """Seconds between two looks of a long poll at the database: another server may have changed the request."""
 
@@ -190,12 +196,17 @@ class MozPool:
                 raise Conflict(
                     f"device {new.device} is leaving the pool: it is not in the inventory any more", field="device"
                 )
-        if self._max_duration and new.duration > self._max_duration:
-            raise BadInput.value("duration", new.duration, f"at most {self._max_duration} seconds")
+            if devices.is_hosted(conn, named.id) != (image.name in images.HOSTED):
+                raise Unprocessable(f"image {image.name} can't be had on device {new.device}", field="image")
+        self.check_duration(new.duration)
         for key in image.boot_config_keys:
             if new.boot_config.get(key) is None:
                 raise BadInput(f"{key} is missing: image {image.name} needs this key in its boot config", field=key)
-        boot_config = json.dumps({key: new.boot_config[key] for key in image.boot_config_keys})
+        keys = [*image.boot_config_keys, *images.OPTIONAL_KEYS.get(image.name, ())]
+        chosen = {key: new.boot_config[key] for key in keys if new.boot_config.get(key) is not None}
+        if image.name == images.JOB:
+            chosen = _checked_job(chosen)
+        boot_config = json.dumps(chosen)
         if len(boot_config) > MAX_BOOT_CONFIG:
             raise BadInput(f"the boot config is longer than {MAX_BOOT_CONFIG} characters")
         now = self._clock.now()
@@ -340,12 +351,16 @@ class MozPool:
 
         return self.changes.wait(request_id, lambda: self.get(request_id), settled, seconds)
 
+    def check_duration(self, seconds: float) -> None:
+        """Raise BadInput when no request may last so long."""
+        if self._max_duration and seconds > self._max_duration:
+            raise BadInput.value("duration", seconds, f"at most {self._max_duration} seconds")
+
     # Changing
 
     def renew(self, request_id: int, duration: float) -> None:
         """Let the request expire so many seconds from now. Raises NotFound, BadInput; Unprocessable when it ended."""
-        if self._max_duration and duration > self._max_duration:
-            raise BadInput.value("duration", duration, f"at most {self._max_duration} seconds")
+        self.check_duration(duration)
         expires = self._clock.now() + timedelta(seconds=duration)
         renewed = self._database.run(lambda conn: requests.set_expires(conn, request_id, expires), repeatable=True)
         self.driver.forget(request_id)
@@ -388,6 +403,25 @@ class MozPool:
                 f"ignored event {event[:64]} in state {outcome.row.state}",
             )
         return outcome
+
+
+def _checked_job(boot_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The boot config of a request for a job on hosted devices. Raises BadInput."""
+    checked = dict(boot_config)
+    phones = checked.get("phones", 1)
+    if isinstance(phones, str) and phones.isascii() and phones.isdecimal():
+        phones = int(phones)
+    if not isinstance(phones, int) or isinstance(phones, bool) or not 1 <= phones <= MAX_PHONES:
+        raise BadInput.value("phones", phones, f"a whole number from 1 to {MAX_PHONES}")
+    for key in ("project", "group"):
+        value = checked.get(key, "-")
+        if not isinstance(value, str) or not value or len(value) > NAME:
+            raise BadInput.value(key, value, f"1 to {NAME} characters")
+    if phones > 1:
+        if "group" not in checked:
+            raise BadInput("group is missing: it is what the requests for a job on several phones share", field="group")
+        checked["phones"] = phones
+    return checked
 
 
 def _key_digest(key: str | None) -> str | None:

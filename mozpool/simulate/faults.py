@@ -54,6 +54,18 @@ class Rates:
     """An agent does not answer a call, and half of the time never again until its next boot."""
     client_vanishes: float = 0.03
     """A client forgets its request."""
+    cloud_down: float = 0.002
+    """A cloud does not answer for up to ten minutes."""
+    start_hangs: float = 0.05
+    """The start of a job in the cloud takes all the time it has and fails; half of the time the job is there."""
+    start_fails: float = 0.05
+    """It fails; half of the time the job is there all the same."""
+    job_stuck: float = 0.03
+    """The cloud never begins to run a job."""
+    job_short: float = 0.05
+    """A job has ended as soon as it begins."""
+    phone_faulty: float = 0.03
+    """The cloud gives a phone up after a job, for up to an hour."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -91,7 +103,7 @@ KINDS = (*(field.name for field in fields(Rates)), *BOARD_FAILURES, *DEEDS)
 
 WITH_SECONDS = (
     *("crash", "slow_step", "call_repeated", "call_late", "freeze", "outage"),
-    *("relay_slow", "agent_slow", "relay_hangs", "clock_jump"),
+    *("relay_slow", "agent_slow", "relay_hangs", "clock_jump", "cloud_down", "phone_faulty"),
 )
 """Kinds that last for some time, or happen that much later."""
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mozpool.db.bootconfig import boot_config_hash
+from mozpool.db.images import JOB
 from mozpool.simulate.lab import Lab
 
 END_STATES = frozenset(
@@ -34,6 +35,10 @@ LATE = 75.0
 """Seconds that a deadline may have passed by, on a server that is up and has its database: one that another server has
 set is noticed at the next scan."""
 
+ALONE = 240.0
+"""Seconds that a job may run that nobody wants any more: its phone's server notices it, and stops it by a cloud that
+answers now and then."""
+
 OVERTAKING = 15.0
 """Seconds that a claim may take from the look at the queue on which it is made."""
 
@@ -44,6 +49,7 @@ PROOFS = {
     "ping_ok": "ping",
     "sut_verify_ok": "verify",
     "sut_sdcard_ok": "check storage",
+    "phone_ok": "status",
 }
 """Events that prove something of a device, and what must have been done to it for that in the state that it was in."""
 
@@ -69,6 +75,8 @@ class Device:
     server_id: int
     counters: str
     leaving: bool
+    used: bool
+    """Whether an operation was begun for somebody that has not been made good for by a proof: hosted ones only."""
 
     @property
     def label(self) -> str:
@@ -133,7 +141,7 @@ class Overtaken:
 
 DEVICE_COLUMNS = (
     "id, name, state, state_timeout, attempt, version, claim_id, environment, hardware_type_id, image_id, "
-    "COALESCE(owner_id, imaging_server_id), state_counters, leaving"
+    "COALESCE(owner_id, imaging_server_id), state_counters, leaving, operation_claim_id"
 )
 REQUEST_COLUMNS = (
     "id, state, state_timeout, attempt, version, requested_device, environment, hardware_type, labels, queue_key, "
@@ -200,6 +208,8 @@ class Watcher:
         self._added: dict[int, float] = {}
         """Device → when its row was made, for those that were not there from the beginning."""
         self._waiting_pairs: dict[tuple[int, int], float] = {}
+        self._alone: dict[int, float] = {}
+        """Job → since when nobody has its phones."""
         self._overtaken: dict[int, Overtaken] = {}
         self._device_ids: dict[str, int] = {}
         self._to_tell: dict[tuple[int, str], ToTell] = {}
@@ -294,7 +304,7 @@ class Watcher:
 
     def _device_seen(self, row: tuple[Any, ...]) -> Device:
         (id_, name, state, deadline, attempt, version, claim_id, environment, hardware, *rest) = row
-        (image_id, server, counters, leaving) = rest
+        (image_id, server, counters, leaving, operation) = rest
         device = Device(
             int(id_),
             str(name),
@@ -309,6 +319,7 @@ class Watcher:
             int(server),
             str(counters),
             bool(leaving),
+            operation is not None and str(name) in self._lab.cloud.phones,
         )
         before = self.devices.get(device.id)
         self.devices[device.id] = device
@@ -318,9 +329,9 @@ class Watcher:
                 str(row[0]): str(row[1])
                 for row in self._query("SELECT name, value FROM device_labels WHERE device_id = ?", (device.id,))
             }
-        if device.state == "ready" and device.claim_id is None and not device.leaving:
+        if _is_free(device):
             self._free[device.id] = device
-            if before is None or before.state != "ready" or before.claim_id is not None or before.leaving:
+            if before is None or not _is_free(before):
                 self._pair(device=device)
         elif self._free.pop(device.id, None) is not None:
             self._unpair(device.id, 1)
@@ -505,6 +516,9 @@ class Watcher:
         device = self.devices.get(claim.device_id)
         if device is None or self.disturbed.get(device.name, -1.0) >= claim.since:
             return  # a person may lie about a device
+        if device.name in self._lab.cloud.phones:
+            self._check_phone(request, claim, device)
+            return
         board = self._lab.boards[device.name]
         if self._lab.restarted.get(device.name, -1.0) < claim.since:
             raise Violation(f"request {request.id} is ready, but {device.name} was not restarted for it")
@@ -512,6 +526,44 @@ class Watcher:
             raise Violation(f"request {request.id} is ready with {board.image} instead of {request.image}")
         if boot_config_hash(board.boot_config or "{}") != boot_config_hash(request.boot_config):
             raise Violation(f"request {request.id} is ready with another build than it asked for")
+
+    def _check_phone(self, request: Request, claim: Claim, device: Device) -> None:
+        """It was asked for how the phone is, or a job for it has begun to run there."""
+        if request.image != JOB:
+            if self._lab.begun.get((device.name, "status"), -1.0) < claim.since:
+                raise Violation(f"request {request.id} is ready, but {device.name} was not looked at for it")
+            return
+        mine = [
+            job
+            for job in self._lab.cloud.jobs
+            if device.name in job.phones and job.created >= claim.since and job.begins <= self._now()
+        ]
+        if not mine:
+            raise Violation(f"request {request.id} is ready, but no job for it runs on {device.name}")
+
+    def job_starts(self, phone: str, problem: str | None, server_id: int, server: str) -> None:
+        """A server has started a job on a phone: one at a time, for somebody who has the phone. Raises Violation."""
+        self._say(f"{server} starts a job on {phone}")
+        if problem is not None:
+            raise Violation(f"{server} starts a job on {phone}, but {problem}")
+
+    def look_at_jobs(self) -> None:
+        """No job runs for nobody for long. To be called every few seconds. Raises Violation."""
+        now, cloud = self._now(), self._lab.cloud
+        alone: dict[int, float] = {}
+        for job in cloud.jobs:
+            if now >= job.ends:
+                continue
+            holders = [self.devices[self._device_ids[phone]].claim_id for phone in job.phones]
+            wanted = any(id_ in self.claims and self.claims[id_].since <= job.created for id_ in holders if id_)
+            if wanted or any(self.disturbed.get(phone, -1.0) >= job.created for phone in job.phones):
+                continue
+            alone[job.number] = since = self._alone.get(job.number, now)
+            if now - max(since, self.lenient_until, cloud.down_until) > ALONE:
+                raise Violation(
+                    f"job {job.number} on {', '.join(job.phones)} has been running for nobody since {since:.0f} s"
+                )
+        self._alone = alone
 
     def look_at_owners(self, lost: Mapping[int, str], within: float) -> None:
         """Nothing is owned by servers (id → name) that others must have taken over from by now. Raises Violation.
@@ -627,6 +679,10 @@ class Watcher:
             if self._now() - since > LATE:
                 raise Violation(f"{row.label} has been due in {row.state} for {self._now() - since:.0f} s")
         self._overdue = overdue
+
+
+def _is_free(device: Device) -> bool:
+    return device.state == "ready" and device.claim_id is None and not device.leaving and not device.used
 
 
 def _time(value: Any) -> datetime | None:

@@ -15,6 +15,7 @@ from mozpool.clock import Deadline
 from mozpool.errors import HardwareError, LaneError
 from mozpool.fakes.board import Behaviour, BoardSpec, FakeBoard
 from mozpool.fakes.httpclient import Answer
+from mozpool.simulate.cloud import Cloud, SimulatedLauncher
 from mozpool.simulate.faults import Faults
 from mozpool.simulate.loop import Problem, SimulatedLoop
 from mozpool.simulate.scheduler import Scheduler
@@ -88,12 +89,14 @@ class Lab:
         self,
         specs: Sequence[BoardSpec],
         behaviours: Mapping[str, Behaviour],
+        phones: Sequence[str] = (),
         *,
         scheduler: Scheduler,
         faults: Faults,
         seed: str,
     ) -> None:
-        """``behaviours``: those of the boards, by device name."""
+        """``behaviours``: those of the boards, by device name; ``phones``: names of hosted devices."""
+        self.cloud = Cloud(phones, scheduler=scheduler, faults=faults, seed=seed)
         self.scheduler = scheduler
         self.faults = faults
         self.pxe: dict[str, str] = {}
@@ -139,6 +142,7 @@ class Lab:
             ("boot", "simulated"): SimulatedBoot(self),
             ("probe", "simulated"): SimulatedProbe(self),
             ("agent", "simulated"): SimulatedAgent(self),
+            ("launcher", "cloud"): SimulatedLauncher(self.cloud, self.begin, self.scheduler, self.faults),
         }
 
     def begin(self, device: str, what: str) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from mozpool.daemon import Daemon
 from mozpool.db import inventory
+from mozpool.db.images import HOSTED, JOB
 from mozpool.db.requests import Request
 from mozpool.errors import DatabaseAway, MozpoolError
 from mozpool.lifeguard.inventory.hosts import Host, Hosts
@@ -74,15 +75,20 @@ class Client:
 
     def _ask(self, later: float) -> None:
         self._asked += 1
-        asker = Asker(self._world, self._load, f"{self._load.name}-{self._asked}", random.Random(self._rng.random()))
-        self._world.scheduler.spawn(lambda: asker.run(later), asker.name, "clients")
+        group = f"{self._load.name}-{self._asked}"
+        for number in range(self._load.phones):
+            name = group if self._load.phones == 1 else f"{group}-{number + 1}"
+            asker = Asker(self._world, self._load, name, random.Random(self._rng.random()), group)
+            self._world.scheduler.spawn(lambda asker=asker: asker.run(later), name, "clients")  # type: ignore[misc]
 
 
 class Asker:
     """One request, from the first call to the return of the device."""
 
-    def __init__(self, world: World, load: Load, name: str, rng: random.Random) -> None:
+    def __init__(self, world: World, load: Load, name: str, rng: random.Random, group: str) -> None:
+        """``group`` is what those have in common who ask for the same job on several phones."""
         self.name = name
+        self._group = group
         self._world = world
         self._load = load
         self._rng = rng
@@ -106,8 +112,12 @@ class Asker:
         load, rng = self._load, self._rng
         device = ANY
         if rng.random() < load.named:
-            device = rng.choice(self._world.names)
-        boot_config = {"b2gbase": f"http://builds/{rng.randrange(load.builds)}/"} if load.image == "b2g" else {}
+            device = rng.choice(self._world.phones if load.image in HOSTED else self._world.names)
+        boot_config: dict[str, Any] = {}
+        if load.image == "b2g":
+            boot_config = {"b2gbase": f"http://builds/{rng.randrange(load.builds)}/"}
+        elif load.image == JOB:
+            boot_config = {"project": "simulated", "group": self._group, "phones": load.phones}
         return NewRequest(
             device=device,
             assignee=f"{self.name}@example.com",
@@ -288,6 +298,8 @@ class Meddler:
         if (found := self._device(rng, what)) is None:
             return
         name = found[1]
+        if name in self._world.phones:
+            return  # no inventory has it
         try:
             hosts = self._hosts = self._hosts or self._inventory()
         except DatabaseAway:
@@ -319,6 +331,7 @@ class Meddler:
                 labels=device.labels,
             )
             for device in known.devices
+            if device.inventory_id
         }
 
     def _synchronise(self, hosts: dict[str, Host], rng: random.Random) -> bool:

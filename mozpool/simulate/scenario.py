@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mozpool.db.images import AS_IS, JOB
 from mozpool.fakes.board import Behaviour
 from mozpool.simulate.faults import Rates, Scripted
 
@@ -27,6 +28,16 @@ class Kind:
     boards_per_relay: int = 14
     """How many hang on a relay board."""
     behaviour: Behaviour = field(default_factory=Behaviour)
+
+
+@dataclass(frozen=True)
+class Phones:
+    """Hosted devices of one kind, which run jobs in a cloud."""
+
+    name: str = "galaxy"
+    """Their hardware type."""
+    count: int = 4
+    environment: str = "android"
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class Load:
     hardware_type: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0
+    phones: int = 1
+    """On how many phones a job runs, of those that are asked for a job."""
     callback: bool = False
     """Whether its clients want to be called back."""
 
@@ -81,6 +94,7 @@ class Scenario:
     takeover_after: float | None = None
     """Seconds of silence after which the servers take over from one another; None: they don't."""
     kinds: tuple[Kind, ...] = (Kind(),)
+    phones: tuple[Phones, ...] = ()
     loads: tuple[Load, ...] = (Load(),)
     people: People = field(default_factory=People)
     rates: Rates = field(default_factory=Rates)
@@ -98,7 +112,7 @@ class Scenario:
     @property
     def devices(self) -> int:
         """How many there are."""
-        return sum(kind.count for kind in self.kinds)
+        return sum(kind.count for kind in self.kinds) + sum(kind.count for kind in self.phones)
 
 
 def rough(hours: float = 1.0, devices: int = 30, servers: int = 3) -> Scenario:
@@ -111,6 +125,7 @@ def rough(hours: float = 1.0, devices: int = 30, servers: int = 3) -> Scenario:
             Kind("panda", first, labels={"pool": "b2g"}),
             Kind("tegra", devices - first, environment="staging", labels={"pool": "android"}),
         ),
+        phones=(Phones(count=2),),
         loads=(
             Load(
                 "b2g",
@@ -131,6 +146,9 @@ def rough(hours: float = 1.0, devices: int = 30, servers: int = 3) -> Scenario:
                 wait=1500,
             ),
             Load("urgent", bursts=1, per_hour=0.05 * devices, hold=300.0, priority=5, named=0.0, wait=1200),
+            Load("jobs", bursts=1, per_hour=3.0, hold=900.0, image=JOB, named=0.7, wait=900, environment="android"),
+            Load("pairs", per_hour=1.0, hold=900.0, image=JOB, named=0.0, wait=900, phones=2),
+            Load("borrowed", per_hour=1.0, hold=300.0, image=AS_IS, named=0.3, hardware_type="galaxy"),
             Load("at once", per_hour=0.05 * devices, hold=60.0, image="android", wait=0, environment="staging"),
         ),
         people=People(forced_states=4.0, offline=2.0, removed=2.0, mends=6.0, clock_jumps=1.0),

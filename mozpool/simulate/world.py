@@ -24,6 +24,7 @@ from typing import Any
 from sqlalchemy import Connection, create_engine, delete, insert
 from sqlalchemy.pool import NullPool
 
+from mozpool.bmm.interfaces import NO_MAC
 from mozpool.clock import Clock
 from mozpool.config import BMM, Pool, Settings
 from mozpool.config import Database as DatabaseSettings
@@ -31,6 +32,7 @@ from mozpool.config import Server as ServerSettings
 from mozpool.db import schema, tables
 from mozpool.db.devices import insert_device, set_labels
 from mozpool.db.engine import Database
+from mozpool.db.images import offer_hosted
 from mozpool.fakes.board import BoardSpec
 from mozpool.lifeguard.devicemachine import device_machine
 from mozpool.pool.requestmachine import request_machine
@@ -39,7 +41,7 @@ from mozpool.simulate.faults import Fault, Faults, Scripted
 from mozpool.simulate.invariants import Request, Violation, Watcher, triggers
 from mozpool.simulate.lab import Lab
 from mozpool.simulate.load import Client, Meddler
-from mozpool.simulate.scenario import IMAGES, Scenario
+from mozpool.simulate.scenario import IMAGES, Kind, Phones, Scenario
 from mozpool.simulate.scheduler import Event, Lock, Scheduler, SimulatedClock
 from mozpool.simulate.servers import Network, Server
 from mozpool.statemachine import Machine, Tuning
@@ -203,6 +205,7 @@ class World:
             )
             specs = _fill(url, self.scenario, self._rng, self.server_names)
             self.names = [spec.name for spec in specs]
+            self.phones = [name for kind in self.scenario.phones for name in _names(kind)]
             kinds = {kind.name: kind for kind in self.scenario.kinds}
             self.lab = Lab(
                 specs,
@@ -210,6 +213,7 @@ class World:
                 faults=self.faults,
                 seed=self.seed,
                 behaviours={spec.name: kinds[str(spec.hardware_type)].behaviour for spec in specs},
+                phones=self.phones,
             )
             self.network = Network(self.scheduler, self.faults, random.Random(f"{self.seed}:network"))
             self.lab.get = self.network.get
@@ -229,6 +233,7 @@ class World:
                 self.watcher.on_request = self._request_changed
                 self.network.on_told = self._told
                 self.lab.on_power = self._board_restarts
+                self.lab.cloud.on_start = self._job_starts
                 self.watcher.lenient_until = HEALING
                 self.servers = {name: self._server(name, url) for name in self.server_names}
                 self.network.servers = self.servers
@@ -312,6 +317,13 @@ class World:
         except Violation as violation:
             self.scheduler.halt(violation)
 
+    def _job_starts(self, phone: str, problem: str | None) -> None:
+        server = self.scheduler.me().group
+        try:
+            self.watcher.job_starts(phone, problem, self.server_ids[server], server)
+        except Violation as violation:
+            self.scheduler.halt(violation)
+
     def _told(self, request_id: int, state: str, device: str) -> None:
         try:
             self.watcher.told(request_id, state, device)
@@ -345,6 +357,7 @@ class World:
     def _look(self) -> None:
         try:
             self.watcher.look()
+            self.watcher.look_at_jobs()
             self.watcher.look_at_deadlines(self._walls())
             self.watcher.look_at_owners(self._lost(), TAKING_OVER)
         except Violation as violation:
@@ -389,6 +402,7 @@ class World:
         for board in self.lab.boards.values():
             board.behaviour = board.behaviour.reliable()
         self.lab.hanging.clear()
+        self.lab.cloud.mend()
         self.disturb()
         end = self.scheduler.time + QUIET
         mended, patient = 0.0, True
@@ -520,6 +534,10 @@ def _add(connection: Connection, table: Any, **values: Any) -> int:
     return int(key[0])
 
 
+def _names(kind: Kind | Phones) -> list[str]:
+    return [f"{kind.name}-{number + 1:04}" for number in range(kind.count)]
+
+
 def _rows(connection: Connection, scenario: Scenario, rng: random.Random, servers: Sequence[str]) -> list[BoardSpec]:
     server_ids = [_add(connection, tables.imaging_servers, fqdn=name) for name in servers]
     images, configs = {}, {}
@@ -544,13 +562,12 @@ def _rows(connection: Connection, scenario: Scenario, rng: random.Random, server
                     image_id=images[name], hardware_type_id=hardware, pxe_config_id=configs[name]
                 )
             )
-        for number in range(kind.count):
+        for number, name in enumerate(_names(kind)):
             place = len(specs)
             relay_board, slot = divmod(number, kind.boards_per_relay)
             # All devices of a relay board belong to the same imaging server.
             server = server_ids[relay_board % len(server_ids)]
             bank, relay = divmod(slot, 8)
-            name = f"{kind.name}-{number + 1:04}"
             info = f"relay-{kind.name}-{relay_board}:bank{bank + 1}:relay{relay + 1}"
             spec = BoardSpec(
                 name=name,
@@ -573,4 +590,25 @@ def _rows(connection: Connection, scenario: Scenario, rng: random.Random, server
             )
             set_labels(connection, device_id, kind.labels)
             specs.append(spec)
+    _add_phones(connection, scenario, rng, server_ids)
     return specs
+
+
+def _add_phones(connection: Connection, scenario: Scenario, rng: random.Random, server_ids: Sequence[int]) -> None:
+    """Hosted devices, which no inventory has."""
+    for kind in scenario.phones:
+        backends = json.dumps({"launcher": "cloud"})
+        hardware = _add(connection, tables.hardware_types, type=kind.name, model="14", backends=backends)
+        offer_hosted(connection, hardware)
+        for number, name in enumerate(_names(kind)):
+            insert_device(
+                connection,
+                rng,
+                name=name,
+                fqdn=name,
+                inventory_id=0,
+                mac_address=NO_MAC,
+                imaging_server_id=server_ids[number % len(server_ids)],
+                environment=kind.environment,
+                hardware_type_id=hardware,
+            )

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import pytest
 
-from tests.bench import load
+from tests.bench import launcher, load
 from tests.bench.__main__ import MODES, daemon, server
 from tests.integration.mozpool_site import free_ports
 from tests.mariadb import MariaDB
@@ -33,3 +34,14 @@ def test_each_mode_of_the_benchmark_runs_without_an_error_or_a_doubly_held_devic
                 assert result.doubles == 0
     finally:
         mariadb.execute("DROP DATABASE bench")
+
+
+@pytest.mark.parametrize("phones", [8, 60])
+def test_all_phones_are_busy_sooner_than_by_the_old_rules(phones: int) -> None:
+    results = {rules: [launcher.run(rules, phones, seed) for seed in range(5)] for rules in launcher.RULES}
+    assert not any(each.violations for found in results.values() for each in found)
+    assert max(each.most_initiated for each in results["new"]) <= 40
+    old, new = (statistics.median(each.busy for each in results[rules]) for rules in ("old", "new"))
+    assert new < (old / 2 if phones == 60 else old)
+    # As fast as the spacing allows, and a look.
+    assert all(each.started <= 2 * phones + 10 for each in results["new"])

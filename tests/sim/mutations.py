@@ -16,15 +16,18 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, insert, update
 
+from mozpool.bmm.service import BMM
 from mozpool.db import claims, outbox, tables
 from mozpool.db.devices import Candidate
 from mozpool.db.engine import Database
+from mozpool.errors import HardwareError
 from mozpool.lifeguard.service import Answer, LifeGuard
 from mozpool.pool import requestmachine
 from mozpool.pool.allocation import Matcher
 from mozpool.rowstore import RowStore
 from mozpool.seen import Seen
 from mozpool.simulate import invariants, world
+from mozpool.simulate.cloud import SimulatedLauncher
 from mozpool.statedriver import Change, Driver, Outcome
 from mozpool.statemachine import Context
 from mozpool.takeover import Takeover
@@ -221,6 +224,25 @@ def a_device_that_comes_free_tells_nobody(patch: pytest.MonkeyPatch) -> None:
 def lost_servers_are_not_taken_over_from(patch: pytest.MonkeyPatch) -> None:
     """What they owned waits for their return."""
     patch.setattr(Takeover, "_take_over", lambda self: None)
+
+
+@mutation
+def jobs_of_nobody_run_on(patch: pytest.MonkeyPatch) -> None:
+    """Whoever gives a phone back leaves its job there."""
+    patch.setattr(BMM, "stop_jobs", lambda self, device: True)
+
+
+@mutation
+def jobs_are_started_without_a_look(patch: pytest.MonkeyPatch) -> None:
+    """A start that failed may have been none."""
+
+    def start(self: SimulatedLauncher, device: Any, order: Any, deadline: Any) -> None:
+        self._cloud.wait_for_turn()
+        self._cloud.create(order)
+        if self._faults.happens("start_fails", device.name):
+            raise HardwareError(device.name, "start", "exit code 1")
+
+    patch.setattr(SimulatedLauncher, "start", start)
 
 
 @mutation

@@ -391,6 +391,9 @@ class Told:
     def lifeguard_finished(self, request_id: int, claim_id: int, result: str, attempt: int) -> None:
         self.results.append((request_id, claim_id, result))
 
+    def job_ended(self, request_id: int, claim_id: int, reason: str, attempt: int) -> None:
+        raise AssertionError("this board runs no jobs")
+
 
 class DeviceRules(RuleBasedStateMachine):
     """One device with its board, between its holders, LifeGuard, the board's reports and people."""
@@ -459,7 +462,7 @@ class DeviceRules(RuleBasedStateMachine):
             logbook=self.logbook,
         )
         bmm = BMM(self.registry, self.database, self.clock, "10.0.0.1", "http://10.0.0.1")
-        self.effects = Effects(self.driver, DeviceOperations(bmm, self.told, self.clock), self.boards)
+        self.effects = Effects(self.driver, DeviceOperations(bmm, self.told, self.database, self.clock), self.boards)
         self.witness = Witness(self.saw)
         self.driver.observers.append(self.witness)
         self.lifeguard = LifeGuard(self.driver)

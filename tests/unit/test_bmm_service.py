@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mozpool.bmm.interfaces import BackendContext, Target
+from mozpool.bmm.interfaces import BackendContext, JobOrder, Target
 from mozpool.bmm.registry import Registry
 from mozpool.bmm.service import BMM
 from mozpool.clock import Deadline, SimClock
@@ -86,7 +86,7 @@ def test_a_directory_that_is_away_is_the_servers_own_fault(boots: Boots, tmp_pat
 
 
 class Recorder:
-    """All four backends at once: notes what it is told to do, and the deadline of each call."""
+    """All backends at once: notes what it is told to do, and the deadline of each call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, float]] = []
@@ -100,8 +100,8 @@ class Recorder:
 
         return call
 
-    def lane(self, device: Target) -> str:
-        return "recorded:1"
+    def lane(self, device: Target, start: bool = False) -> str:
+        return "recorded:start" if start else "recorded:1"
 
 
 class Leased:
@@ -111,10 +111,10 @@ class Leased:
         self.clock = SimClock()
         self.lease = Lease(self.clock, takeover_after)
         self.backend = Recorder()
-        kinds = ("power", "boot", "probe", "agent")
+        kinds = ("power", "boot", "probe", "agent", "launcher")
         registry = Registry(
             BackendContext(clock=self.clock, tftp_root=None),
-            dict.fromkeys(kinds, "recorded"),
+            dict.fromkeys(kinds[:-1], "recorded"),
             {(kind, "recorded"): self.backend for kind in kinds},
         )
         self.bmm = BMM(registry, database, self.clock, "127.0.0.1", "http://127.0.0.1", self.lease)
@@ -132,12 +132,21 @@ def leased(sqlite_url: str) -> Iterator[Leased]:
     database.dispose()
 
 
+def hosted(row: Device) -> Device:
+    """It is in a cloud."""
+    return replace(row, backends={"launcher": "recorded"})
+
+
+ORDER = JobOrder(1, "a55-perf", ("device1",))
+
 ACTS: list[tuple[str, Callable[[BMM, Device], object], float]] = [
     ("power cycle", lambda bmm, row: bmm.power_cycle(row), 30.0),
     ("power off", lambda bmm, row: bmm.power_off(row), 30.0),
     ("network boot", lambda bmm, row: bmm.sync_boot(row), 10.0),
     ("reboot", lambda bmm, row: bmm.agent_reboot(row), 8.0),
     ("command", lambda bmm, row: bmm.agent_run(row, ["ls"], 12.0), 12.0),
+    ("(job start|start of a job)", lambda bmm, row: bmm.start_job(hosted(row), ORDER), 60.0),
+    ("(job stop|stop of jobs)", lambda bmm, row: bmm.stop_jobs(hosted(row)), 20.0),
     ("storage check", lambda bmm, row: bmm.check_storage(row), 195.0),
 ]
 LOOKS: list[Callable[[BMM, Device], object]] = [
@@ -145,6 +154,8 @@ LOOKS: list[Callable[[BMM, Device], object]] = [
     lambda bmm, row: bmm.has_power(row),
     lambda bmm, row: bmm.verify_agent(row),
     lambda bmm, row: bmm.agent_uptime(row),
+    lambda bmm, row: bmm.hosted_status(hosted(row)),
+    lambda bmm, row: bmm.look_at_job(hosted(row), ORDER),
 ]
 
 
@@ -266,3 +277,11 @@ def test_a_server_of_no_group_needs_none_either(
     ((_, left),) = alone.calls(act)
     assert left == seconds
     database.dispose()
+
+
+# Devices in a cloud
+
+
+def test_a_server_that_stops_lets_its_launchers_finish(leased: Leased) -> None:
+    leased.bmm.finish(3.0)
+    assert leased.backend.calls == [("finish", 3.0)]

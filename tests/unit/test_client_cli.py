@@ -139,6 +139,36 @@ def test_requests_that_have_ended_tell_which_device_they_had(server):
     assert line.split()[:4] == ["1", "closed", "panda-1", "any"]
 
 
+def test_a_job_is_shown_and_found(server):
+    mozpool(server, "request", *B2G, "--no-wait")
+    job = {
+        "number": 12,
+        "url": "https://cloud.example.com/?jobId=abc",
+        "status": "running",
+        "project": "a55-perf",
+        "task_url": "https://tc.example.com/tasks/TASK",
+    }
+    for request in server.pool.requests.values():
+        request["job"] = job
+    head, line = mozpool(server, "requests", "--job", "https://cloud.example.com/?jobId=abc").stdout.splitlines()
+    assert head.split()[-1] == "JOB"
+    assert line.split()[-1] == "12"
+    assert server.calls[-1].query == {"job": ["https://cloud.example.com/?jobId=abc"]}
+    shown = mozpool(server, "status", "1").stdout
+    for fact in (
+        "project:        a55-perf",
+        "job:            12",
+        "job status:     running",
+        f"job page:       {job['url']}",
+        f"task page:      {job['task_url']}",
+    ):
+        assert f"{fact}\n" in shown
+    phone = {"name": "PHONE1", "state": "job_running", "fqdn": "PHONE1", "job": job}
+    server.always = lambda call: Answer(200, {"devices": [phone]}) if "device/list" in call.path else None
+    head, line = mozpool(server, "devices").stdout.splitlines()
+    assert (head.split()[-1], line.split()[-1]) == ("JOB", "12")
+
+
 def test_status_tells_why_a_request_waits(server):
     mozpool(server, "request", *B2G, "--no-wait")
     result = mozpool(server, "status", "1")

@@ -68,3 +68,23 @@ def test_it_lends_a_device_and_stays_up_until_ctrl_c(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+@pytest.mark.slow
+def test_it_serves_queues_with_phones_and_ends_when_a_job_was_done(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mozpool.cli.demo", str(closed_port()), "--lambdatest", "--once"],
+        cwd=resources.CHECKOUT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^pixel +yes +\d+ +\d+ +\d+ +.*job_running", done.stdout, re.M), done.stdout
+    number, _, last = done.stdout.rpartition("--job ")[2].partition("\n")
+    found = rf"^\d+ +closed +(R5CX\d+) +\1 +taskcluster-job +taskcluster/gecko-t-lambda-.* {number}$"
+    assert re.search(found, last, re.M), last
+    assert re.search(rf"^job: +{number}$", last, re.M), last
+    assert re.search(r"^task page: +http://127\.0\.0\.1:\d+/tasks/\S+/runs/0$", last, re.M), last
+    assert list(tmp_path.iterdir()) == []

@@ -71,6 +71,12 @@ class FakeReads:
             return None
         return self.pxe_configs.get((hardware_type_id, image_id))
 
+    def is_hosted_on(self, hardware_type_id: int | None, image_id: int | None) -> bool:
+        return False
+
+    def job(self, claim_id: int) -> None:
+        return None
+
 
 READS = FakeReads()
 NO_SELF_TEST = FakeReads(pxe_configs={(PANDA, B2G): "panda-b2g"})
@@ -186,10 +192,21 @@ EXPECTED_EVENTS: dict[str, set[str]] = {
     "failed_b2g_extracting": BASIC | {"timeout"},
     "failed_raw_downloading": BASIC | {"timeout"},
     "failed_raw_writing": BASIC | {"timeout"},
+    "phone_verifying": {"phone_ok", "phone_faulty", "timeout"},
+    "job_starting": {"job_ordered", "job_start_failed", "group_incomplete", "released", "timeout"},
+    "job_waiting": {"job_running", "job_ended", "job_start_failed", "released", "timeout"},
+    "job_running": {"job_ended", "released", "timeout"},
+    "job_stopping": {"job_stopped", "timeout"},
+    "job_cleanup": {"phone_ok", "phone_faulty", "timeout"},
+    "job_done": {"released", "timeout"},
+    "failed_job_starting": BASIC | {"timeout"},
+    "failed_job_stopping": BASIC | {"timeout"},
+    "failed_job_cleanup": BASIC | {"timeout"},
+    "failed_phone": BASIC | {"phone_ok", "timeout"},
 }
 EVENTS = sorted(set().union(*EXPECTED_EVENTS.values()) | {"nonsense", "ready", "android_started", ""})
 FAILED = sorted(name for name in EXPECTED_EVENTS if name.startswith("failed_"))
-HEALING = sorted(name for name in FAILED if "timeout" in EXPECTED_EVENTS[name])
+HEALING = sorted(name for name in FAILED if "timeout" in EXPECTED_EVENTS[name] and name != "failed_phone")
 
 LIMITS: dict[str, tuple[float | None, int | None]] = {
     "new": (0, None),
@@ -222,6 +239,14 @@ LIMITS: dict[str, tuple[float | None, int | None]] = {
     "self_test_running": (3600, None),
     **dict.fromkeys(FAILED, (None, None)),
     **dict.fromkeys(HEALING, (0, None)),
+    "phone_verifying": (30, 60),
+    "job_starting": (60, 2),
+    "job_waiting": (30, 7),
+    "job_running": (30, 180),
+    "job_stopping": (30, 20),
+    "job_cleanup": (30, 20),
+    "job_done": (10, None),
+    "failed_phone": (60, None),
 }
 
 
@@ -1458,6 +1483,8 @@ BEGINS_ANEW: dict[str, tuple[str, ...]] = {
     "operation_complete": ("operation_complete", "ready"),
     "self_test_running": ("start_self_test", "pxe_power_cycling"),
 }
+HOSTED = ("phone_verifying", "job_starting", "job_waiting", "job_running", "job_stopping", "job_cleanup", "job_done")
+"""States of devices that boot nothing of ours: test_hostedmachine.py."""
 EFFECT_OF: dict[str, type[Effect]] = {
     "pc_power_cycling": PowerCycle,
     "pc_rebooting": AwaitReboot,
@@ -1472,7 +1499,7 @@ EFFECT_OF: dict[str, type[Effect]] = {
 
 
 def test_each_state_says_what_becomes_of_it_when_another_server_takes_over() -> None:
-    assert sorted([*RESTING, *BEGINS_ANEW]) == sorted(MACHINE.states)
+    assert sorted([*RESTING, *BEGINS_ANEW, *HOSTED]) == sorted(MACHINE.states)
 
 
 @pytest.mark.parametrize("state", [*RESTING, "a_state_of_long_ago"])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mozpool.clock import Clock, SimClock
-from mozpool.lanes import Lanes, Timers
+from mozpool.lanes import Lanes, Soon, Timers
 
 LONG = 10.0
 """Seconds that no test takes unless it fails."""
@@ -294,6 +294,31 @@ def test_many_replacements_do_not_pile_up():
     assert len(timers._heap) < 1100
     clock.advance(20_000)
     assert len(timers._due()) == 8
+
+
+def test_work_that_is_asked_for_often_waits_once_and_is_done_anew_for_who_asks_meanwhile(
+    lanes: Callable[[int], Lanes],
+):
+    begun, go_on, done = threading.Semaphore(0), threading.Semaphore(0), []
+
+    def work():
+        begun.release()
+        assert go_on.acquire(timeout=LONG)
+        done.append(1)
+
+    pool = lanes(2)
+    soon = Soon(pool, "lane", work, "work")
+    soon.ask()
+    assert begun.acquire(timeout=LONG)
+    for _ in range(5):
+        soon.ask()
+    assert pool.length("lane") == 1
+    go_on.release(2)
+    assert begun.acquire(timeout=LONG)
+    end = threading.Event()
+    pool.submit("lane", end.set)
+    assert end.wait(LONG)
+    assert len(done) == 2
 
 
 def test_calls_that_were_set_before_the_start_wait_for_it():

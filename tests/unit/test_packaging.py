@@ -112,7 +112,7 @@ def installed(request, tmp_path_factory):
 
 def test_it_finds_its_files_from_any_directory(installed, tree):
     execute, place = installed
-    wanted = [*sorted(in_tree(tree, *FOLDERS)), "config.ini.dist", "sql/migrations"]
+    wanted = [*sorted(in_tree(tree, *FOLDERS)), "config.ini.dist", "lambdatest.yml.dist", "sql/migrations"]
     code = (
         "import sys\nfrom mozpool import resources\nfor name in sys.argv[1:]: print(resources.path(*name.split('/')))"
     )
@@ -156,7 +156,7 @@ def test_the_wheel_holds_the_whole_tree_and_nothing_else(wheel, tree):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = in_tree(tree, "mozpool") | {f"mozpool/{name}" for name in in_tree(tree, *FOLDERS)}
-    assert packed == expected | {"mozpool/toplevel/config.ini.dist"}
+    assert packed == expected | {"mozpool/toplevel/config.ini.dist", "mozpool/toplevel/lambdatest.yml.dist"}
 
 
 def test_scripts_stay_executable(installed):

@@ -154,7 +154,7 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         **ENDS,
     },
     "pending": {"lifeguard_finished": IMAGING_RESULTS, "timeout": {"pending", "finding_device"}, **ENDS},
-    "ready": ENDS,
+    "ready": {"timeout": {"ready", "closed"}, **ENDS},
     "failed_device_not_found": {},
     "failed_bad_image": {},
     "failed_bad_device": {},
@@ -640,10 +640,55 @@ def test_a_pending_request_without_a_claim_looks_for_a_device():
 # ready
 
 
-def test_a_ready_request_waits_for_nothing():
+def test_a_ready_request_has_no_time_limit():
     assert decide("pending", "lifeguard_finished", {"imaging_result": "complete"}, **BEING_PREPARED).timeout is None
-    assert MACHINE.decide(context("ready", TIMEOUT, **CLAIMED)) is None
     assert MACHINE.decide(context("ready", "lifeguard_finished", {"imaging_result": "complete"}, **CLAIMED)) is None
+
+
+# Jobs on hosted devices
+
+JOB: dict[str, Any] = {**CLAIMED, "image": "taskcluster-job", "device_operation_claim_id": 7}
+RUNS: dict[str, Any] = {**JOB, "device_state": "job_running"}
+
+
+def test_a_request_for_a_job_looks_whether_it_still_runs():
+    entered = decide("pending", "lifeguard_finished", {"imaging_result": "complete"}, **RUNS)
+    assert (entered.path, entered.timeout) == (("ready",), 60)
+    for state in ("job_running", "job_stopping", "job_cleanup", "job_done"):
+        again = decide("ready", TIMEOUT, **{**JOB, "device_state": state})
+        assert (again.path, again.timeout, again.logs) == (("ready",), 60, ())
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"device_state": "locked_out"}, {"device_state": "ready"}, {**RUNS, "device_operation_claim_id": None}],
+)
+def test_a_request_whose_job_was_broken_off_is_closed_though_nobody_has_told_it(columns: Mapping[str, Any]):
+    decision = decide("ready", TIMEOUT, **{**JOB, **columns})
+    assert decision.path == ("closed",)
+    assert decision.columns["reason"] == "its job was broken off"
+    assert len(decision.writes) == 1
+
+
+@pytest.mark.parametrize("state", ["contact_lifeguard", "contacting_lifeguard", "pending", "ready"])
+def test_a_request_is_closed_when_its_job_has_ended(state: str):
+    decision = decide(state, "job_ended", {"claim_id": 7, "reason": "job 12 has ended: completed"}, **RUNS)
+    assert decision.path == ("closed",)
+    assert decision.columns["reason"] == "job 12 has ended: completed"
+    assert decision.effects == (TellRelease(3, "panda-0001", "server-2.example.com", 7),)
+
+
+@pytest.mark.parametrize("args", [{}, {"claim_id": 6}, {"claim_id": None}])
+@pytest.mark.parametrize("columns", [RUNS, {}])
+def test_a_job_of_another_claim_ends_nothing(args: Mapping[str, Any], columns: Mapping[str, Any]):
+    state = "ready" if columns else "finding_device"
+    assert decide(state, "job_ended", {**args, "reason": "it has ended"}, **columns).path == ()
+
+
+def test_a_phone_that_somebody_had_is_proven_when_it_is_returned():
+    decision = decide("ready", "close", **{**CLAIMED, "image": "as-is"})
+    assert written(decision)[0][2]["verify"] == 1
+    assert decision.effects == (TellRelease(3, "panda-0001", "server-2.example.com", 7),)
 
 
 # Properties of the effects

@@ -32,6 +32,7 @@ from mozpool.errors import (
     LeaseOver,
     NoSuchBackend,
     NotOurs,
+    NotYet,
     OwnFault,
 )
 from mozpool.lanes import Lanes, Timers
@@ -700,6 +701,78 @@ def test_a_fault_of_the_servers_own_uses_up_no_tries_and_is_said_once(on_sqlite:
     with rig.database.read() as conn:
         said = [line.message for line in logs.latest(conn, device_logs, device_id) if line.source == "bmm"]
     assert said == ["network boot of panda-0001 failed: the disk is full"]
+
+
+def test_what_it_is_not_the_time_for_yet_is_tried_again_then_and_no_failure(on_sqlite: Rig):
+    """Its state's time limit counts from when it is done: it lasts 60 seconds, and this waits for minutes."""
+    rig = on_sqlite
+    turn = rig.clock.monotonic() + 200.0
+
+    def work(row: Device, effect: Effect) -> Event:
+        left = turn - rig.clock.monotonic()
+        if left > 0:
+            raise NotYet(min(left, 40.0))
+        raise HardwareError(row.name, "start", "exit code 1")
+
+    rig.hands.act = work
+    device_id = rig.device()
+    rig.handle(device_id, "work")
+    for passed in range(20):
+        rig.settle()
+        assert len(rig.hands.did) == 1 + passed * 10 // 40
+        assert rig.effects.waits(device_id, rig.get_device(device_id).attempt)
+        rig.advance(10.0)
+    rig.settle()
+    row = rig.get_device(device_id)
+    assert (row.state, row.state_counters) == ("working", {})
+    assert row.state_timeout is not None
+    assert row.state_timeout - rig.clock.now() >= timedelta(seconds=0.9 * 60)
+    assert rig.effects.lane_states() == {}
+    rig.advance(1.0)
+    rig.settle()
+    assert rig.get_device(device_id).state_counters == {"working": 1}, "now it has failed"
+
+
+def test_what_its_lane_is_at_fault_for_is_no_failure_of_a_patient_effect(
+    on_sqlite: Rig, monkeypatch: pytest.MonkeyPatch
+):
+    rig = on_sqlite
+    monkeypatch.setattr(Work, "patient", True)
+    monkeypatch.setattr(Work, "every", 5.0)
+
+    def no_answer(row: Device, effect: Effect) -> Event:
+        raise LaneError(row.name, "start", "no answer", culprit="cloud")
+
+    rig.hands.act = no_answer
+    device_id = rig.device()
+    rig.handle(device_id, "work")
+    for tries in (1, 2, 3):
+        rig.settle()
+        assert len(rig.hands.did) == tries
+        assert rig.get_device(device_id).state_counters == {}
+        rig.advance(5.0)
+    assert rig.effects.lane_states() == {"board-1": "failed"}
+
+
+def test_the_event_of_a_failure_comes_when_its_effect_has_paused(on_sqlite: Rig, monkeypatch: pytest.MonkeyPatch):
+    rig = on_sqlite
+    monkeypatch.setattr(Work, "pause", 5.0)
+
+    def fail(row: Device, effect: Effect) -> Event:
+        raise HardwareError(row.name, "start", "exit code 1")
+
+    rig.hands.act = fail
+    device_id = rig.device()
+    rig.handle(device_id, "work")
+    rig.settle()
+    rig.advance(4.0)
+    rig.settle()
+    assert rig.get_device(device_id).state_counters == {}
+    rig.advance(1.0)
+    rig.settle()
+    assert rig.get_device(device_id).state_counters == {"working": 1}
+    assert rig.seen[-1].decision is not None
+    assert rig.seen[-1].decision.detail == "start of panda-0001 failed: exit code 1", "the event says why"
 
 
 @pytest.mark.parametrize("relay_info", ["nonsense", "backend"])

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable
 
 from mozpool.db import inventory
 from mozpool.db.devices import Device
 from mozpool.errors import DatabaseAway
-from mozpool.lanes import Lanes
+from mozpool.lanes import Lanes, Soon
 from mozpool.lifeguard.inventory.plan import RESTING
 from mozpool.statedriver import Driver
 
@@ -38,20 +37,17 @@ class Leaving:
         ``hold`` is called for it. ``on_gone`` is called when some have gone.
         """
         self._driver = driver
-        self._quick = quick
         self._server_id = server_id
         self._let_go = let_go
         self._hold = hold
         self._on_gone = on_gone
-        self._pending = threading.Lock()
+        self._soon = Soon(quick, LEAVING_LANE, self._look, "letting devices go")
 
     def look_soon(self) -> None:
         """Look from a worker: a device may have become free."""
-        if self._pending.acquire(blocking=False):
-            self._quick.submit(LEAVING_LANE, self._look, "letting devices go")
+        self._soon.ask()
 
     def _look(self) -> None:
-        self._pending.release()
         try:
             self.look()
         except DatabaseAway as error:

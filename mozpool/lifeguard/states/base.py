@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from typing import Any, Protocol
 
-from mozpool.db import claims, history, images
+from mozpool.db import claims, history, hosted_jobs, images
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.devices import Device
-from mozpool.lifeguard.effects import SyncBoot, TellRequest
+from mozpool.lifeguard.effects import EndRequest, StopLeftJob, SyncBoot, TellRequest
 from mozpool.statemachine import STAY, TAKEN_OVER, Context, Handler, State, on
 
 COMPLETE = "complete"
@@ -33,6 +33,14 @@ class Reads(Protocol):
         """The name of the PXE config that boots this image on this hardware, None when there is none."""
         ...
 
+    def is_hosted_on(self, hardware_type_id: int | None, image_id: int | None) -> bool:
+        """Whether hosted devices of this hardware can be had with this image."""
+        ...
+
+    def job(self, claim_id: int) -> hosted_jobs.Job | None:
+        """The job that a device was claimed for, None when it was for none."""
+        ...
+
     @property
     def default_power(self) -> str:
         """The name of the power backend of devices that name none."""
@@ -47,6 +55,8 @@ def has_power(device: Device, default_power: str) -> bool:
 
     ``default_power`` is the name of the backend of devices that name none.
     """
+    if device.is_hosted:
+        return False
     return bool(device.relay_info) or (device.backends.get("power") or default_power) != "proxr"
 
 
@@ -87,6 +97,17 @@ def finish_operation(ctx: DeviceContext, result: str) -> None:
     ctx.effect(TellRequest(device.request_id, claim_id, result))
 
 
+def end_request(ctx: DeviceContext) -> bool:
+    """Let the request be closed that the device has run a job for; False when it has given the device back already."""
+    device = ctx.row
+    claim_id = ctx.get("operation_claim_id")
+    if claim_id is None or claim_id != device.claim_id or device.request_id is None:
+        return False
+    job = ctx.reads.job(claim_id)
+    ctx.effect(EndRequest(device.request_id, claim_id, "the job has ended" if job is None else job.outcome))
+    return True
+
+
 def begin_operation(ctx: DeviceContext) -> None:
     """Note for whom the device works from now on.
 
@@ -113,9 +134,19 @@ def abandon_operation(ctx: DeviceContext) -> None:
 
 
 def forced(ctx: DeviceContext) -> None:
-    """A person decides against what is going on: its holder need not wait, and a live image may go on writing."""
+    """A person decides against what is going on: its holder need not wait, and a live image may go on writing.
+
+    A job on a hosted device is stopped, and its request closed.
+    """
+    device = ctx.row
+    if device.is_hosted and device.next_image_id is not None:
+        ctx.also(lambda conn: hosted_jobs.end_all(conn, device.id, ctx.now, "a person took the device"))
+        ctx.effect(StopLeftJob())
+        if device.imaging_result is not None:
+            end_request(ctx)
+        set_next_image(ctx, None, None)
     abandon_operation(ctx)
-    if ctx.row.next_image_id is not None:
+    if device.next_image_id is not None:
         set_image(ctx, None, None)
 
 
@@ -167,6 +198,9 @@ class AcceptsBasic(State[Device]):
     @on("please_start_maintenance", to="start_maintenance")
     def please_start_maintenance(self, ctx: DeviceContext) -> str | None:
         """Boot the maintenance image."""
+        if ctx.row.is_hosted:
+            refuse_image(ctx, MAINTENANCE, "it lives in a cloud and boots nothing of ours")
+            return STAY
         begin_operation(ctx)
         return None
 
@@ -174,29 +208,70 @@ class AcceptsBasic(State[Device]):
 class AcceptsAll(AcceptsBasic):
     """Accepts also what prepares a device for a request."""
 
-    @on("please_power_cycle", to="pc_power_cycling")
+    @on("please_power_cycle", to=("pc_power_cycling", "job_stopping"))
     def please_power_cycle(self, ctx: DeviceContext) -> str | None:
-        """Cycle the power, boot from the device's own storage and prove it."""
+        """Cycle the power, boot from the device's own storage and prove it; a hosted device can only be proven."""
         begin_operation(ctx)
         ctx.clear()
         set_next_image(ctx, None, None)
-        return None
+        return "job_stopping" if ctx.row.is_hosted else "pc_power_cycling"
 
-    @on("please_image", to="start_pxe_boot")
+    @on("please_image", to=("start_pxe_boot", "job_starting", "phone_verifying"))
     def please_image(self, ctx: DeviceContext) -> str | None:
-        """Install an image; refused as a bad image when this hardware has no PXE config for it."""
+        """Install an image; refused as a bad image when this hardware has no PXE config for it.
+
+        A hosted device runs a job, or is proven to be free.
+        """
         name = str(ctx.args.get("image"))
         image_id = ctx.reads.image_id(name)
+        boot_config = _text(ctx.args.get("boot_config"))
+        if ctx.row.is_hosted:
+            return self._hosted(ctx, name, image_id, boot_config)
         if image_id is None or ctx.reads.pxe_config_for(ctx.row.hardware_type_id, image_id) is None:
             hardware = f"{ctx.row.hardware_type or 'unknown'} {ctx.row.hardware_model or ''}".strip()
-            ctx.log(f"image {name} refused: no PXE config for it on hardware {hardware}")
-            if ctx.args.get("claim_id") is not None:
-                begin_operation(ctx)
-                finish_operation(ctx, BAD_IMAGE)
+            refuse_image(ctx, name, f"no PXE config for it on hardware {hardware}")
             return STAY
         begin_operation(ctx)
-        set_next_image(ctx, image_id, _text(ctx.args.get("boot_config")))
-        return None
+        set_next_image(ctx, image_id, boot_config)
+        return "start_pxe_boot"
+
+    @staticmethod
+    def _hosted(ctx: DeviceContext, name: str, image_id: int | None, boot_config: str | None) -> str:
+        device, now, claim_id = ctx.row, ctx.now, ctx.args.get("claim_id")
+        if name not in images.HOSTED or not ctx.reads.is_hosted_on(device.hardware_type_id, image_id):
+            refuse_image(ctx, name, "it can't be had on this hosted device")
+            return STAY
+        wish = hosted_jobs.Wish.of(boot_config)
+        request_id = device.request_id
+        if name == images.JOB and (wish is None or claim_id is None or request_id is None):
+            refuse_image(ctx, name, "a job needs a request that names its project")
+            return STAY
+        begin_operation(ctx)
+        ctx.clear()
+        if name == images.AS_IS or wish is None or claim_id is None or request_id is None:
+            set_next_image(ctx, None, None)
+            return "phone_verifying"
+        set_next_image(ctx, image_id, boot_config)
+        ctx.also(
+            lambda conn: hosted_jobs.order(
+                conn,
+                claim_id=claim_id,
+                request_id=request_id,
+                device_id=device.id,
+                device=device.name,
+                project=wish.project,
+                now=now,
+            )
+        )
+        return "job_starting"
+
+
+def refuse_image(ctx: DeviceContext, name: str, why: str) -> None:
+    """An image can't be had on the device: the request that asks for it, if one does, is told."""
+    ctx.log(f"image {name} refused: {why}")
+    if ctx.args.get("claim_id") is not None:
+        begin_operation(ctx)
+        finish_operation(ctx, BAD_IMAGE)
 
 
 def _text(value: Any) -> str | None:

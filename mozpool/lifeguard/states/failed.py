@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from mozpool.db.devices import Device
+from mozpool.lifeguard.effects import WatchPhone
 from mozpool.lifeguard.states.base import (
     BAD_DEVICE,
     AcceptsBasic,
     DeviceContext,
     Rests,
+    end_request,
     finish_operation,
     set_next_image,
 )
@@ -22,8 +24,11 @@ class Failed(Rests, AcceptsBasic):
 
     @entry(to="locked_out")
     def enter(self, ctx: DeviceContext) -> str | None:
-        """Tell who waits for the device."""
-        finish_operation(ctx, BAD_DEVICE)
+        """Tell who waits for the device; a job that ran on it until now has ended."""
+        if ctx.row.next_image_id is not None and ctx.row.is_hosted and ctx.row.imaging_result is not None:
+            end_request(ctx)
+        else:
+            finish_operation(ctx, BAD_DEVICE)
         set_next_image(ctx, None, None)
         if ctx.get("going_offline"):
             ctx.log("did not come online: locked out again")
@@ -115,6 +120,53 @@ class FailedRawWriting(HealsItself):
     name = "failed_raw_writing"
 
 
+class FailedJobStarting(HealsItself):
+    """No job could be started on the device: its log says why. It is proven anew by itself."""
+
+    name = "failed_job_starting"
+
+
+class FailedJobStopping(HealsItself):
+    """A job on the device could not be stopped, or its cloud did not say that it was; that is tried on by itself."""
+
+    name = "failed_job_stopping"
+
+
+class FailedJobCleanup(HealsItself):
+    """The cloud did not clean the device after a job; it is proven anew by itself."""
+
+    name = "failed_job_cleanup"
+
+
+class FailedPhone(Failed):
+    """The cloud has given the device up, or never says that it is free: somebody must ask who runs the cloud.
+
+    It is looked at all the same, and goes on when it is free again.
+    """
+
+    name = "failed_phone"
+    timeout = 60
+
+    @entry(to="locked_out")
+    def enter(self, ctx: DeviceContext) -> str | None:
+        """Ask the cloud once a minute."""
+        target = None if ctx.row.state == self.name else super().enter(ctx)
+        if target is None and ctx.row.is_hosted:
+            ctx.effect(WatchPhone())
+        return target
+
+    @on(TIMEOUT, to="failed_phone")
+    def again(self, ctx: DeviceContext) -> str | None:
+        """Ask again."""
+        return None
+
+    @on("phone_ok", to="phone_verifying")
+    def free(self, ctx: DeviceContext) -> str | None:
+        """It is free again."""
+        ctx.set(operation_claim_id=None)
+        return None
+
+
 STATES: tuple[type[State[Device]], ...] = (
     FailedPowerCycling,
     FailedPxeBooting,
@@ -128,4 +180,8 @@ STATES: tuple[type[State[Device]], ...] = (
     FailedB2gExtracting,
     FailedRawDownloading,
     FailedRawWriting,
+    FailedJobStarting,
+    FailedJobStopping,
+    FailedJobCleanup,
+    FailedPhone,
 )

@@ -40,22 +40,28 @@ class StartPxeBoot(State[Device]):
 
 
 class StartSelfTest(State[Device]):
-    """The device is about to prove itself, by the self-test image where its hardware has one, else by a reboot."""
+    """The device is about to prove itself, by the self-test image where its hardware has one, else by a reboot.
+
+    A hosted device is proven when jobs of ours that are left on it have been stopped, and its cloud says it is free.
+    """
 
     name = "start_self_test"
 
-    @entry(to=("pxe_power_cycling", "pc_power_cycling"))
+    @entry(to=("pxe_power_cycling", "pc_power_cycling", "job_stopping"))
     def enter(self, ctx: DeviceContext) -> str | None:
         """Choose the way."""
         return self._begin(ctx)
 
-    @on(TIMEOUT, TAKEN_OVER, to=("pxe_power_cycling", "pc_power_cycling"))
+    @on(TIMEOUT, TAKEN_OVER, to=("pxe_power_cycling", "pc_power_cycling", "job_stopping"))
     def go_on(self, ctx: DeviceContext) -> str | None:
         """For rows that were left here."""
         return self._begin(ctx)
 
     def _begin(self, ctx: DeviceContext) -> str:
         ctx.clear()
+        if ctx.row.is_hosted:
+            set_next_image(ctx, None, None)
+            return "job_stopping"
         image_id = ctx.reads.image_id(SELF_TEST)
         if image_id is not None and ctx.reads.pxe_config_for(ctx.row.hardware_type_id, image_id) is not None:
             set_next_image(ctx, image_id, "{}")
@@ -93,9 +99,12 @@ class PxePowerCycling(State[Device]):
     tries = 200
     taken_over = begins_anew("pxe_power_cycling")
 
-    @entry(to=("failed_pxe_booting", "failed_power_cycling"))
+    @entry(to=("failed_pxe_booting", "failed_power_cycling", "job_stopping"))
     def enter(self, ctx: DeviceContext) -> str | None:
-        """Needs a PXE config for this hardware and image, and a way to reboot."""
+        """Needs a PXE config for this hardware and image, and a way to reboot; a hosted device can only be proven."""
+        if ctx.row.is_hosted:
+            set_next_image(ctx, None, None)
+            return "job_stopping"
         config = ctx.reads.pxe_config_for(ctx.row.hardware_type_id, ctx.get("next_image_id"))
         if config is None:
             ctx.detail = "no PXE config for this hardware and image"

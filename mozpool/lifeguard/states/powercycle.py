@@ -39,9 +39,12 @@ class PcPowerCycling(State[Device]):
     tries = 200
     taken_over = begins_anew("pc_power_cycling")
 
-    @entry(to=("pc_sut_rebooting", "failed_power_cycling"))
+    @entry(to=("pc_sut_rebooting", "failed_power_cycling", "job_stopping"))
     def enter(self, ctx: DeviceContext) -> str | None:
-        """Prefer the relay: reboots by agent proved unreliable."""
+        """Prefer the relay: reboots by agent proved unreliable. A hosted device can only be proven."""
+        if ctx.row.is_hosted:
+            set_next_image(ctx, None, None)
+            return "job_stopping"
         ctx.set(pxe_config=None)
         if has_power(ctx.row, ctx.reads.default_power):
             ctx.effect(PowerCycle())

@@ -70,7 +70,12 @@ class Ready(Rests, AcceptsAll):
             ctx.effect(CheckReady())
         return None
 
-    again = when(TIMEOUT, to="ready")
+    @on(TIMEOUT, to=("ready", "start_self_test"))
+    def again(self, ctx: DeviceContext) -> str | None:
+        """A hosted device that somebody has used must prove itself: it is not proven for each request."""
+        device = ctx.row
+        used = device.is_hosted and device.claim_id is None and device.operation_claim_id is not None
+        return "start_self_test" if used else self.name
 
     @on("failed", to="start_self_test")
     def failed(self, ctx: DeviceContext) -> str | None:

@@ -15,6 +15,7 @@ from flask import Response, current_app
 from mozpool.apikit import Site, site
 from mozpool.bmm.api import hardware
 from mozpool.bmm.catalogue import INTERFACES, revision
+from mozpool.bmm.registry import DEFAULTS
 from mozpool.db import images, stamps, uses
 from mozpool.lifeguard.devicemachine import CATEGORIES, category
 from mozpool.pool.criteria import ANY
@@ -79,7 +80,7 @@ def _hardware_types() -> dict[str, Any]:
         "images": {number: sorted(fitting) for number, fitting in fits.items()},
         "interfaces": INTERFACES,
         "backends": {interface: registry.names(interface) for interface in INTERFACES},
-        "usual": {interface: registry.usual(interface) for interface in INTERFACES},
+        "usual": {name: registry.usual(name) if name in DEFAULTS else "none" for name in INTERFACES},
     }
 
 

@@ -19,8 +19,8 @@ from mozpool import apikit
 from mozpool.apikit import site
 from mozpool.bmm.api import hardware
 from mozpool.bmm.interfaces import NO_MAC
-from mozpool.bmm.registry import BUILT_IN
-from mozpool.db import claims, devices, history, images, relay_boards, requests
+from mozpool.bmm.registry import BUILT_IN, DEFAULTS
+from mozpool.db import claims, devices, history, hosted_jobs, images, relay_boards, requests
 from mozpool.db.devices import Device
 from mozpool.db.history import StateChange
 from mozpool.db.images import Image
@@ -30,6 +30,7 @@ from mozpool.db.tables import device_history
 from mozpool.errors import HardwareError, MozpoolError
 from mozpool.lifeguard.api import lifeguard, waits_for
 from mozpool.lifeguard.devicemachine import category
+from mozpool.lifeguard.states.hosted import JobRunning
 from mozpool.web.pages.base import blueprint, live, me, span, whole
 
 ROWS = 15
@@ -37,8 +38,14 @@ ROWS = 15
 
 MOST_ROWS = 1500
 
+JOBS = 10
+"""So many of a hosted device's latest jobs are shown."""
+
 DAYS = 30
 """Days of failures that are shown."""
+
+HOSTED = "it lives in a cloud, where it is out of our reach"
+"""Why much can't be done to a hosted device."""
 
 LENT_AND_LOCKED = "It stays lent until it is returned, but LifeGuard does nothing for its holder any more."
 ENDS = "That ends here."
@@ -58,6 +65,14 @@ EVENTS = {
     "please_image": "an image was asked for",
     "please_start_maintenance": "maintenance was asked for",
     "released": "it was returned",
+    "phone_ok": "its cloud says that it is free",
+    "phone_faulty": "its cloud has given it up",
+    "job_ordered": "its job is on its way",
+    "job_start_failed": "its job could not be started",
+    "job_stopped": "no job is left on it",
+    "job_running": "its job runs",
+    "job_ended": "its job has ended",
+    "group_incomplete": "other devices for its job did not come",
 }
 """What some events are called; the others are what the device or its checks reported."""
 
@@ -123,12 +138,13 @@ def device_page(name: str) -> AnyResponse:
         row = apikit.device(conn, name)
         holder = None if row.claim_id is None else requests.of_device(conn, row.id)
         can = _abilities(conn, row)
+        jobs = hosted_jobs.latest(conn, row.id, JOBS) if row.is_hosted else []
     if row.name != name:
         return redirect(url_for("pages.device_page", name=row.name))
     held_by = None if holder is None else (holder.id, holder.version)
     owner_state = here.presence.state_of(row.owner_id)
-    stamp = repr((row.version, held_by, owner_state, can, waits_for(row)))
-    return live("device", lambda: _look(row, holder, can), stamp)
+    stamp = repr((row.version, held_by, owner_state, can, waits_for(row), jobs))
+    return live("device", lambda: _look(row, holder, can) | {"jobs": jobs}, stamp)
 
 
 def _look(row: Device, holder: Request | None, can: Abilities) -> dict[str, Any]:
@@ -147,8 +163,12 @@ def _look(row: Device, holder: Request | None, can: Abilities) -> dict[str, Any]
         "row": row,
         "category": category(row.state, row.claim_id is not None),
         "meaning": machine.meaning_of(row.state),
-        "limit": machine.timeout_of(row.state),
-        "tries": {step: (count, _tries(step)) for step, count in sorted(row.state_counters.items())},
+        "limit": None if row.state == JobRunning.name else machine.timeout_of(row.state),
+        "tries": {
+            step: (count, _tries(step))
+            for step, count in sorted(row.state_counters.items())
+            if step != JobRunning.name  # going on is no failure
+        },
         "accepts": {
             event for event in _PLEASES if machine.expects(row.state, event) and not machine.stays(row.state, event)
         },
@@ -208,6 +228,9 @@ def _disturbs(row: Device, holder: Request | None, busy: bool) -> str:
 
 def _abilities(conn: Connection, row: Device) -> Abilities:
     power, board = None, None
+    if row.is_hosted:
+        board = relay_boards.by_lane(conn, hardware().bmm.launcher_lane(row, start=True))
+        return Abilities(HOSTED, HOSTED, HOSTED, HOSTED, board)
     try:
         lane = hardware().bmm.power_lane(row)
     except HardwareError as error:
@@ -230,7 +253,9 @@ def _abilities(conn: Connection, row: Device) -> Abilities:
 def _backends(row: Device) -> dict[str, str]:
     """Interface → backend that the device is reached by."""
     defaults = site().settings.bmm
-    return {name: str(row.backends.get(name) or getattr(defaults, name)) for name in BUILT_IN}
+    if row.is_hosted:
+        return {name: str(row.backends[name]) for name in BUILT_IN if name in row.backends}
+    return {name: str(row.backends.get(name) or getattr(defaults, name)) for name in DEFAULTS}
 
 
 def _timeline(conn: Connection, row: Device, limit: int) -> list[Change]:

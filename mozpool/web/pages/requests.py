@@ -22,7 +22,7 @@ from mozpool.db.history import StateChange
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_history
 from mozpool.errors import NotFound
-from mozpool.pool.api import mozpool, request_number
+from mozpool.pool.api import job_of, mozpool, request_number
 from mozpool.web.pages.base import MOST_PAGES, blueprint, live, me, pool_stamp, whole
 
 ROWS = 50
@@ -210,8 +210,10 @@ def request_page(number: str) -> Response:
     waiting = mozpool().waiting(row)
     owner_state = site().presence.state_of(row.owner_id)
     is_listed = row.expires > site().clock.now()
-    stamp = repr((row.version, None if device is None else device.version, waiting, owner_state, is_listed))
-    return live("request", lambda: _one(row, device) | {"waiting": waiting, "owner_state": owner_state}, stamp)
+    job = job_of(row)
+    more = {"waiting": waiting, "owner_state": owner_state, "job": job}
+    stamp = repr((row.version, None if device is None else device.version, is_listed, more))
+    return live("request", lambda: _one(row, device) | more, stamp)
 
 
 def _one(row: Request, device: Device | None) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+# This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
+# If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Errors that are logged are reported to Sentry, where ``[lambdatest] sentry_dsn`` says so."""
+
+from __future__ import annotations
+
+from mozpool import __version__
+from mozpool.config import Settings
+from mozpool.errors import MozpoolError
+
+
+def report_errors(settings: Settings) -> None:
+    """Begin to. Raises MozpoolError when Sentry's library is not installed, or when the DSN can't be right."""
+    dsn = settings.lambdatest.sentry_dsn
+    if not dsn:
+        return
+    try:
+        import sentry_sdk
+    except ImportError as error:
+        raise MozpoolError(
+            "[lambdatest] sentry_dsn is set, but Sentry's library is not there: pip install 'mozpool[sentry]'"
+        ) from error
+    try:
+        # Neither values of variables, of which some are secrets, nor what clients sent (the library sends no more of
+        # persons by itself).
+        sentry_sdk.init(
+            dsn=dsn,
+            release=f"mozpool@{__version__}",
+            server_name=settings.server.fqdn,
+            include_local_variables=False,
+            max_request_body_size="never",
+        )
+    except Exception as error:
+        raise MozpoolError(f"[lambdatest] sentry_dsn (a secret) is not right: {type(error).__name__}") from None
