@@ -67,9 +67,8 @@ def take(
     Raises IntegrityError when another server has begun it for the first time just now.
     """
     found = get(conn, name)
-    if found is not None and found.token != token and found.is_held(now):
-        if heir_of is None or not (found.holder or "").startswith(heir_of):
-            return None
+    if found is not None and found.token != token and found.is_held(now) and not _is_heir(found, heir_of):
+        return None
     mine = {"holder": holder[:255], "token": token, "since": now, "until": now + timedelta(seconds=seconds)}
     if found is None:
         conn.execute(insert(jobs).values(name=name, **mine))
@@ -78,6 +77,10 @@ def take(
         if conn.execute(update(jobs).where(jobs.c.name == name, before).values(**mine)).rowcount != 1:
             return None
     return get(conn, name)
+
+
+def _is_heir(job: Job, heir_of: str | None) -> bool:
+    return heir_of is not None and (job.holder or "").startswith(heir_of)
 
 
 _FREE = {"holder": None, "token": None, "since": None, "until": None}
