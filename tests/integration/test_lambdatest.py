@@ -275,7 +275,14 @@ def check(people: People) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(each, id=name, marks=[] if name in SHORT else pytest.mark.long) for name, each in CASES.items()],
+    [
+        pytest.param(
+            each,
+            id=name,
+            marks=[pytest.mark.long] * (name not in SHORT) + [pytest.mark.mysql] * (each.database == "mysql"),
+        )
+        for name, each in CASES.items()
+    ],
 )
 def test_no_phone_is_idle_while_tasks_wait_and_none_is_used_that_may_not_be(people: People, case: Case) -> None:
     let_run(people, case)
