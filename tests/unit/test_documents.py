@@ -274,8 +274,8 @@ def test_states_of_the_readme_exist():
     (picture,) = re.findall(r"```mermaid\n(.*?)```", text, re.S)
     states = {state for pair in re.findall(r"(\w+) --> (\w+)", picture) for state in pair}
     assert states - {"failed"} <= set(request_machine().states)
-    assert "A device has forty states" in " ".join(text.split())
-    assert len(device_machine().states) == 40
+    assert "A device has fifty-one states" in " ".join(text.split())
+    assert len(device_machine().states) == 51
 
 
 def all_text() -> str:

@@ -138,7 +138,10 @@ def test_images_are_shown_with_their_numbers_and_what_boots_them(site: Server) -
 
 def test_hardware_types_are_shown_with_what_is_usual(site: Server) -> None:
     page = text(site, "/hardware-types")
-    assert "panda ES usual (proxr) usual (pxe) echo usual (sut) usual (none) 3 android, b2g, maintenance, self-test" in page
+    assert (
+        "panda ES usual (proxr) usual (pxe) echo usual (sut) usual (none) 3 android, b2g, maintenance, self-test"
+        in page
+    )
     assert "/devices?hardware_type=panda&amp;hardware_model=ES" in site.get("/hardware-types").text
     table = tables.hardware_types
     site.daemon.database.run(lambda conn: conn.execute(update(table).values(backends='{"power": "gone"}')))
