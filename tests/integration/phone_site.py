@@ -87,6 +87,10 @@ class PhoneSite(Site):
         unfinished = [task for task in self.cloud.taskcluster.tasks.values() if task.state != "completed"]
         return "\n".join([f"{len(unfinished)} tasks are not done", super().story()])
 
+    def now(self) -> float:
+        """The time that the cloud notes things with."""
+        return self.cloud.timeline.clock.monotonic()
+
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> requests.Response:
         """Ask any server that answers, and go where it sends us, as the documented client does."""
         end = time.monotonic() + 60
