@@ -260,6 +260,7 @@ def check(people: People, down: list[tuple[float, float]]) -> None:
     late = [SPEED * (wait.seconds - sum(overlap(wait, *span) for span in down)) for wait in waits]
     print(f"\n{len(cloud.lambdatest.jobs)} jobs; idle: median {statistics.median(late):.1f} s, most {max(late):.1f} s")
 
+    assert len(late) > TASKS / 2
     over = "SELECT COUNT(*) FROM requests WHERE state <> 'closed' AND state NOT LIKE 'failed~_%' ESCAPE '~'"
     assert eventually(lambda: site.rows(over) == [(0,)], 120), site.story()
     usable = "SELECT COUNT(*) FROM devices WHERE state = 'ready' AND claim_id IS NULL"
