@@ -73,12 +73,12 @@ class Case:
 KILLS = 10 if LONG else 3
 CASES = {
     "calm": Case("sqlite"),
-    "cloud fails": Case("mysql", cloud_fails=True),
-    "two are killed": Case("mysql", servers=2, kills=KILLS),
+    "cloud-fails": Case("mysql", cloud_fails=True),
+    "two-killed": Case("mysql", servers=2, kills=KILLS),
     "two": Case("mysql", servers=2),
-    "one is killed": Case("sqlite", kills=KILLS),
+    "one-killed": Case("sqlite", kills=KILLS),
 }
-SHORT = ("cloud fails", "two are killed")
+SHORT = ("cloud-fails", "two-killed")
 
 
 @pytest.fixture
