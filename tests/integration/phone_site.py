@@ -18,8 +18,7 @@ from mozpool.fakes.phonecloud import Fate, PhoneSpec, Timings, phone_specs
 from tests.integration.mozpool_site import Site, start_server
 
 TIMINGS = Timings(created=(0.5, 2), initiated=(5, 15), pick_up=(5, 15), finish=(2, 5), abort=(1, 3), cleanup=(5, 10))
-TASK = (5.0, 20.0)
-"""All of it is shorter than in reality: what is tested is how jobs follow one another."""
+"""Shorter than in reality: what is tested is how jobs follow one another."""
 
 ODDS = {Fate("failed", "running"): 0.04, Fate("lambda_error", "initiated"): 0.04}
 """Jobs fail now and then."""
