@@ -43,6 +43,10 @@ class Job:
         """Whether somebody does it, as far as clocks agree."""
         return self.token is not None and self.until is not None and self.until > now
 
+    def was_of(self, holder: str | None) -> bool:
+        """Whether the holder's name begins so; nobody's does with None."""
+        return holder is not None and self.holder is not None and self.holder.startswith(holder)
+
 
 def get(conn: Connection, name: str) -> Job | None:
     """The job of this name, or None when nobody has ever begun it."""
@@ -67,7 +71,7 @@ def take(
     Raises IntegrityError when another server has begun it for the first time just now.
     """
     found = get(conn, name)
-    if found is not None and found.token != token and found.is_held(now) and not _is_heir(found, heir_of):
+    if found is not None and found.token != token and found.is_held(now) and not found.was_of(heir_of):
         return None
     mine = {"holder": holder[:255], "token": token, "since": now, "until": now + timedelta(seconds=seconds)}
     if found is None:
@@ -77,10 +81,6 @@ def take(
         if conn.execute(update(jobs).where(jobs.c.name == name, before).values(**mine)).rowcount != 1:
             return None
     return get(conn, name)
-
-
-def _is_heir(job: Job, heir_of: str | None) -> bool:
-    return heir_of is not None and (job.holder or "").startswith(heir_of)
 
 
 _FREE = {"holder": None, "token": None, "since": None, "until": None}

@@ -41,6 +41,10 @@ class Reads(Protocol):
         """Whether this server acts for the request."""
         ...
 
+    def had_job(self, request: Request) -> bool:
+        """Whether a job was ordered for the request on some device."""
+        ...
+
     @property
     def verify_on_return(self) -> bool:
         """Whether a returned device is proven at once."""
@@ -238,6 +242,18 @@ def _fail(ctx: RequestContext, state: str, reason: str) -> str:
     return state
 
 
+def _look_for_another(ctx: RequestContext, reason: str) -> str:
+    """The device is of no use: look for another one.
+
+    But a job is ordered once for a request, whose id is what the job is known by: a second one would be taken for the
+    first.
+    """
+    if ctx.row.image == images.JOB and ctx.reads.had_job(ctx.row):
+        return _fail(ctx, "failed_bad_device", reason)
+    give_up_device(ctx, reason)
+    return "finding_device"
+
+
 class ContactLifeguard(Open):
     """A device was found and claimed; LifeGuard is about to be asked to prepare it."""
 
@@ -257,12 +273,10 @@ class WithDevice(Open):
         if result == BAD_IMAGE:
             if ctx.count("bad_image") >= 2:
                 return _fail(ctx, "failed_bad_image", f"image {request.image} could not be installed")
-            give_up_device(ctx, f"image {request.image} could not be installed on it")
-            return "finding_device"
+            return _look_for_another(ctx, f"image {request.image} could not be installed on it")
         if request.wants_named_device:
             return _fail(ctx, "failed_bad_device", f"device {request.device} failed while it was prepared")
-        give_up_device(ctx, "it failed while it was prepared")
-        return "finding_device"
+        return _look_for_another(ctx, "it failed while it was prepared")
 
     @on(
         "lifeguard_finished",
@@ -287,7 +301,7 @@ class ContactingLifeguard(WithDevice):
     tries = 5
     taken_over = when(TAKEN_OVER, to="contacting_lifeguard")
 
-    @entry(to="finding_device")
+    @entry(to=("finding_device", "failed_bad_device"))
     def enter(self, ctx: RequestContext) -> str | None:
         """Ask, unless the device left ``ready`` by itself in the meantime."""
         request = ctx.row
@@ -296,8 +310,7 @@ class ContactingLifeguard(WithDevice):
             return "finding_device"
         mine = request.device_operation_claim_id == request.claim_id
         if request.device_state != "ready" and not mine:
-            give_up_device(ctx, f"it went to {request.device_state} before it could be prepared")
-            return "finding_device"
+            return _look_for_another(ctx, f"it went to {request.device_state} before it could be prepared")
         event, args = "please_image", {"image": request.image, "boot_config": request.boot_config or "{}"}
         if request.image_can_reuse and ctx.reads.has_equal_image(request):
             event, args = "please_power_cycle", {}
@@ -312,11 +325,10 @@ class ContactingLifeguard(WithDevice):
         ctx.clear(self.name)
         return None
 
-    @on("device_left", to="finding_device")
+    @on("device_left", to=("finding_device", "failed_bad_device"))
     def device_left(self, ctx: RequestContext) -> str | None:
         """LifeGuard refused: the device is not free for us any more."""
-        give_up_device(ctx, str(ctx.args.get("reason") or "LifeGuard refused"))
-        return None
+        return _look_for_another(ctx, str(ctx.args.get("reason") or "LifeGuard refused"))
 
     @on(TIMEOUT, to=("contacting_lifeguard", "failed_device_not_found"))
     def timed_out(self, ctx: RequestContext) -> str | None:
@@ -345,7 +357,7 @@ class Pending(WithDevice):
             return self.finished(ctx, ctx.row.imaging_result)
         return None
 
-    @on(TIMEOUT, to=("pending", "finding_device"))
+    @on(TIMEOUT, to=("pending", "finding_device", "failed_bad_device"))
     def timed_out(self, ctx: RequestContext) -> str | None:
         """Ask for another device when this one takes too long; a named one is waited for."""
         if ctx.row.claim_id is None:
@@ -353,8 +365,7 @@ class Pending(WithDevice):
         enough = ctx.tries is not None and ctx.count(self.name) >= ctx.tries
         if enough and not ctx.row.wants_named_device and ctx.row.imaging_result is None:
             ctx.clear(self.name)
-            give_up_device(ctx, "it took too long to prepare")
-            return "finding_device"
+            return _look_for_another(ctx, "it took too long to prepare")
         return self.name
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from mozpool.db import devices, past_requests, requests
+from mozpool.db import devices, hosted_jobs, past_requests, requests
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_history
@@ -45,6 +45,10 @@ class RequestReads:
             and request.device_image_id == request.image_id
             and request.device_boot_config_hash == boot_config_hash(request.boot_config)
         )
+
+    def had_job(self, request: Request) -> bool:
+        """Whether a job was ordered for the request."""
+        return bool(hosted_jobs.of_requests(self._conn, [request.id]))
 
 
 class RequestStore(RowStore[Request]):

@@ -18,8 +18,7 @@ from mozpool.fakes.phonecloud import Fate, PhoneSpec, Timings, phone_specs
 from tests.integration.mozpool_site import Site, start_server
 
 TIMINGS = Timings(created=(0.5, 2), initiated=(5, 15), pick_up=(5, 15), finish=(2, 5), abort=(1, 3), cleanup=(5, 10))
-TASK = (5.0, 20.0)
-"""All of it is shorter than in reality: what is tested is how jobs follow one another."""
+"""Shorter than in reality: what is tested is how jobs follow one another."""
 
 ODDS = {Fate("failed", "running"): 0.04, Fate("lambda_error", "initiated"): 0.04}
 """Jobs fail now and then."""
@@ -86,6 +85,10 @@ class PhoneSite(Site):
         """What to show of a run that failed."""
         unfinished = [task for task in self.cloud.taskcluster.tasks.values() if task.state != "completed"]
         return "\n".join([f"{len(unfinished)} tasks are not done", super().story()])
+
+    def now(self) -> float:
+        """The time that the cloud notes things with."""
+        return self.cloud.timeline.clock.monotonic()
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> requests.Response:
         """Ask any server that answers, and go where it sends us, as the documented client does."""

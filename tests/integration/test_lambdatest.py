@@ -8,7 +8,8 @@ middle, phones break, workers are put in quarantine, daemons are killed, and the
 
 All durations are divided by SPEED, those of the cloud and those that the launcher waits on purpose. What programs and
 database take is not: it counts SPEED times as much here as in reality. Jobs are judged with that against them: the
-time for which a phone stood idle, times SPEED, has to be under five seconds.
+time for which a phone stood idle, times SPEED, has to be under five seconds. The time that a killed daemon takes to
+start again is left out: that is the supervisor's and the machine's, and several seconds on a busy one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import pytest
 from mozpool.config import LambdaTest
 from mozpool.fakes.webserver import Fault, too_many
 from tests.integration.mozpool_site import check_log, eventually
-from tests.integration.phone_site import TASK, PhoneSite
+from tests.integration.phone_site import PhoneSite
 from tests.mariadb import MariaDB
 
 LONG = bool(os.environ.get("MOZPOOL_LONG_TESTS"))
@@ -39,9 +40,11 @@ LIMIT = 15 if LONG else 6
 SHARES = (2, 4, 4)
 """Which part of the tasks is whose."""
 BURSTS = 3
-PERIOD = 150.0 if LONG else 60.0
+PERIOD = 250.0 if LONG else 60.0
 """Seconds of the cloud from one burst to the next."""
 SPEED = 3.0 if LONG else 4.0
+TASK = (60.0, 120.0) if LONG else (5.0, 20.0)
+"""How long a task takes, in seconds of the cloud: long enough for starts in turn to keep all phones busy."""
 FAILING = 60.0
 """Seconds of the cloud for which it fails."""
 
@@ -71,12 +74,12 @@ class Case:
 KILLS = 10 if LONG else 3
 CASES = {
     "calm": Case("sqlite"),
-    "cloud fails": Case("mysql", cloud_fails=True),
-    "two are killed": Case("mysql", servers=2, kills=KILLS),
+    "cloud-fails": Case("mysql", cloud_fails=True),
+    "two-killed": Case("mysql", servers=2, kills=KILLS),
     "two": Case("mysql", servers=2),
-    "one is killed": Case("sqlite", kills=KILLS),
+    "one-killed": Case("sqlite", kills=KILLS),
 }
-SHORT = ("cloud fails", "two are killed")
+SHORT = ("cloud-fails", "two-killed")
 
 
 @pytest.fixture
@@ -161,10 +164,10 @@ class People:
             return answer.status_code == 200
 
         assert eventually(locked, 200), f"{udid} can't be locked\n{self.site.story()}"
-        self._locked[udid] = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._locked[udid] = self.site.now()
 
     def unlock(self, udid: str) -> None:
-        self.kept.append((udid, self._locked.pop(udid), time.clock_gettime(time.CLOCK_BOOTTIME)))
+        self.kept.append((udid, self._locked.pop(udid), self.site.now()))
         answer = self.site.call("POST", f"/api/device/{udid}/state-change/locked_out/to/start_self_test/")
         assert answer.status_code == 200, answer.text
 
@@ -181,11 +184,11 @@ class People:
             return bool(state == "ready")
 
         assert eventually(is_ready, 200), f"{udid} can't be borrowed\n{self.site.story()}"
-        self._borrowed[udid] = request_id, time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._borrowed[udid] = request_id, self.site.now()
 
     def give_back(self, udid: str) -> None:
         request_id, since = self._borrowed.pop(udid)
-        self.kept.append((udid, since, time.clock_gettime(time.CLOCK_BOOTTIME)))
+        self.kept.append((udid, since, self.site.now()))
         answer = self.site.call("POST", f"/api/request/{request_id}/return/")
         assert answer.status_code == 204, answer.text
 
@@ -205,13 +208,17 @@ class Trouble(threading.Thread):
         self._site = site
         self._case = case
         self._rng = random.Random(5)
+        self.down: list[tuple[float, float]] = []
+        """From when to when a server was not there (monotonic)."""
 
     def run(self) -> None:
         for number in range(self._case.kills):
             time.sleep(self._rng.uniform(0.5, 2 * BURSTS * PERIOD / SPEED / self._case.kills - 0.5))
             server = self._site.servers[number % len(self._site.servers)]
+            begun = self._site.now()
             server.kill()
             server.start()
+            self.down.append((begun, self._site.now()))
         if self._case.cloud_fails:
             time.sleep(PERIOD / 4 / SPEED)
             for fault in (Fault(down=True), Fault(status=500), too_many(2)):
@@ -220,8 +227,8 @@ class Trouble(threading.Thread):
             self._site.cloud.lambdatest.web.set_fault(None)
 
 
-def let_run(people: People, case: Case) -> None:
-    """Until all tasks are done, with trouble and people in the middle of it."""
+def let_run(people: People, case: Case) -> list[tuple[float, float]]:
+    """Until all tasks are done, with trouble and people in the middle of it; when a server was down."""
     site = people.site
     trouble = Trouble(site, case)
     trouble.start()
@@ -236,18 +243,20 @@ def let_run(people: People, case: Case) -> None:
         )
         assert done, site.story()
         people.end()
+        return trouble.down
     finally:
         trouble.join()
 
 
-def check(people: People) -> None:
-    """What must hold after any such run."""
+def check(people: People, down: list[tuple[float, float]]) -> None:
+    """What must hold after any such run, in which servers were down from when to when."""
     site, cloud = people.site, people.site.cloud
     settings = LambdaTest()
-    waits = cloud.waits(age=settings.status_age / SPEED, spacing=settings.start_spacing / SPEED, limit=LIMIT)
-    late = [wait.seconds * SPEED for wait in waits]
+    waits = cloud.waits(age=settings.status_age / SPEED, spacing=settings.start_spacing / SPEED, limit=LIMIT, away=down)
+    late = [SPEED * wait.seconds for wait in waits]
     print(f"\n{len(cloud.lambdatest.jobs)} jobs; idle: median {statistics.median(late):.1f} s, most {max(late):.1f} s")
 
+    assert len(late) > TASKS / 2
     over = "SELECT COUNT(*) FROM requests WHERE state <> 'closed' AND state NOT LIKE 'failed~_%' ESCAPE '~'"
     assert eventually(lambda: site.rows(over) == [(0,)], 120), site.story()
     usable = "SELECT COUNT(*) FROM devices WHERE state = 'ready' AND claim_id IS NULL"
@@ -275,8 +284,14 @@ def check(people: People) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(each, id=name, marks=[] if name in SHORT else pytest.mark.long) for name, each in CASES.items()],
+    [
+        pytest.param(
+            each,
+            id=name,
+            marks=[pytest.mark.long] * (name not in SHORT) + [pytest.mark.mysql] * (each.database == "mysql"),
+        )
+        for name, each in CASES.items()
+    ],
 )
 def test_no_phone_is_idle_while_tasks_wait_and_none_is_used_that_may_not_be(people: People, case: Case) -> None:
-    let_run(people, case)
-    check(people)
+    check(people, let_run(people, case))

@@ -71,6 +71,7 @@ def test_it_lends_a_device_and_stays_up_until_ctrl_c(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(200)
 def test_it_serves_queues_with_phones_and_ends_when_a_job_was_done(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mozpool.cli.demo", str(closed_port()), "--lambdatest", "--once"],

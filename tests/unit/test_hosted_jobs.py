@@ -381,6 +381,31 @@ def test_the_pages_lead_to_the_job_and_its_task(site: Server) -> None:
     assert "It has run none yet" not in site.get("/devices/device1").text
 
 
+def test_the_page_of_a_hosted_device_says_nothing_of_what_it_has_not(site: Server) -> None:
+    hosted, board = site.get("/devices/device1").text, site.get("/devices/device2").text
+    for part in ("MAC address", "<dt>Power</dt>", "<dt>Agent</dt>", "<dt>Boots</dt>", "Command by its agent"):
+        assert part in board, part
+        assert part not in hosted, part
+    assert hosted.count("It lives in a cloud, out of our reach") == 1
+    assert hosted.count('id="device-jobs"') == 1
+    assert "out of our reach" not in board
+
+
+def test_going_on_with_a_job_is_no_failed_step(site: Server) -> None:
+    site.daemon.database.run(
+        lambda conn: conn.execute(
+            update(tables.devices)
+            .where(tables.devices.c.name == "device1")
+            .values(state="job_running", state_counters='{"job_running": 7}')
+        )
+    )
+    site.daemon.devices.forget_all()
+    text = site.get("/devices/device1").text
+    assert "The device runs a job" in text
+    assert "failed 7 times" not in text
+    assert "This step may take" not in text
+
+
 def test_what_a_device_cannot_have_is_refused_with_words(site: Server) -> None:
     for device, image in (("device1", "b2g"), ("device2", "as-is"), ("device2", "taskcluster-job")):
         answer = site.ask(device, image=image, project="p")

@@ -245,6 +245,7 @@ def test_a_server_that_was_killed_goes_on_at_once_when_it_is_back(database_url: 
         launching(cloud, database_url, tmp_path, start=False, fqdn="launcher-2.example.com", status_age=0.0) as other,
         launching(cloud, database_url, tmp_path, start=False, status_age=0.0) as back,
     ):
+        loop_of(back)._token = "of the second process"
         assert loop_of(killed)._take()
         assert not loop_of(other)._take()
         assert loop_of(back)._take()

@@ -378,3 +378,28 @@ def test_a_result_that_nobody_hears_is_found_by_who_waits_for_it(wires: Wires) -
     wires.server.daemon.logbook.flush()
     lines = wires.server.get(f"/api/request/{wires.request}/log/").get_json()["log"]
     assert any("it will ask by itself" in line["message"] for line in lines)
+
+
+def test_the_end_of_a_job_closes_its_request_wherever_that_is(wires: Wires) -> None:
+    claim_id = pending(wires)
+    give_request(wires, owner_id=wires.server.other_server())
+    wires.answers[OTHER] = {}
+    wires.links.job_ended(wires.request, claim_id, "job 12 has ended: completed", 1)
+    assert wires.calls == [(OTHER, f"/api/request/{wires.request}/event/job_ended/")]
+    assert wires.server.request(wires.request).state == "pending"
+    give_request(wires, owner_id=None)
+    wires.server.daemon.requests.forget(wires.request)
+    wires.links.job_ended(wires.request, claim_id + 1, "of another claim", 1)
+    assert wires.server.request(wires.request).state == "pending"
+    wires.links.job_ended(wires.request, claim_id, "job 12 has ended: completed", 1)
+    request = wires.server.request(wires.request)
+    assert (request.state, request.reason) == ("closed", "job 12 has ended: completed")
+    assert wires.server.device().claim_id is None
+
+
+def test_the_call_of_another_server_closes_it_too(wires: Wires) -> None:
+    claim_id = pending(wires)
+    body = {"claim_id": claim_id, "reason": "job 12 has ended: completed", "event_id": "x"}
+    for _ in range(2):
+        assert wires.server.post(f"/api/request/{wires.request}/event/job_ended/", body).status_code == 200
+    assert wires.server.request(wires.request).reason == "job 12 has ended: completed"

@@ -29,6 +29,7 @@ class FakeReads:
 
     devices: Mapping[str, str] = field(default_factory=lambda: {"panda-0001": "ready"})
     equal_image: bool = False
+    job: bool = False
     verify_on_return: bool = False
 
     def device_state(self, name: str) -> str | None:
@@ -36,6 +37,9 @@ class FakeReads:
 
     def has_equal_image(self, _request: Any) -> bool:
         return self.equal_image
+
+    def had_job(self, _request: Any) -> bool:
+        return self.job
 
 
 READS = FakeReads()
@@ -149,11 +153,15 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
     "contacting_lifeguard": {
         "lifeguard_contacted": {"pending"},
         "lifeguard_finished": IMAGING_RESULTS,
-        "device_left": {"finding_device"},
+        "device_left": {"finding_device", "failed_bad_device"},
         "timeout": {"contacting_lifeguard", "failed_device_not_found"},
         **ENDS,
     },
-    "pending": {"lifeguard_finished": IMAGING_RESULTS, "timeout": {"pending", "finding_device"}, **ENDS},
+    "pending": {
+        "lifeguard_finished": IMAGING_RESULTS,
+        "timeout": {"pending", "finding_device", "failed_bad_device"},
+        **ENDS,
+    },
     "ready": {"timeout": {"ready", "closed"}, **ENDS},
     "failed_device_not_found": {},
     "failed_bad_image": {},
@@ -676,6 +684,27 @@ def test_a_request_is_closed_when_its_job_has_ended(state: str):
     assert decision.path == ("closed",)
     assert decision.columns["reason"] == "job 12 has ended: completed"
     assert decision.effects == (TellRelease(3, "panda-0001", "server-2.example.com", 7),)
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "args", "counters"),
+    [
+        ("pending", "lifeguard_finished", {"imaging_result": "failed-bad-device"}, {}),
+        ("pending", "lifeguard_finished", {"imaging_result": "failed-bad-image"}, {}),
+        ("pending", TIMEOUT, {}, {"pending": 19}),
+        ("contacting_lifeguard", "device_left", {"reason": "it is in state failed_phone"}, {}),
+    ],
+)
+def test_a_job_is_ordered_once_for_a_request(
+    state: str, event: str, args: Mapping[str, Any], counters: Mapping[str, int]
+):
+    """It is known by the request's id, and a second one would be taken for the first, which has ended."""
+    again = decide(state, event, args, counters=counters, **JOB)
+    assert again.path == ("finding_device",)
+    ordered = decide(state, event, args, counters=counters, reads=FakeReads(job=True), **JOB)
+    assert ordered.path == ("failed_bad_device",)
+    board = decide(state, event, args, counters=counters, reads=FakeReads(job=True), **CLAIMED)
+    assert board.path == ("finding_device",)
 
 
 @pytest.mark.parametrize("args", [{}, {"claim_id": 6}, {"claim_id": None}])
