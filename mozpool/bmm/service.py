@@ -172,7 +172,7 @@ class BMM:
         """
         self._lease.acting(lane, "test", 0.0)  # a board that others need now is left alone
         launcher = lane.partition(":")[0]
-        if launcher in self.registry.names(LAUNCHER):
+        if lane not in self._lane_backends and launcher in self.registry.names(LAUNCHER):
             self.registry.launcher(launcher).test(lane, self._deadline(LOOK_LIMIT))
             return
         self.registry.power(self._lane_backend(lane)).test(lane, self._deadline(TEST_LIMIT))

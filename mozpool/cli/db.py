@@ -131,14 +131,14 @@ def _backend_options(command: F) -> F:
 @click.option("--labels", metavar="NAME=VALUE,...", help="Its labels.")
 @_backend_options
 @click.option("--server", metavar="FQDN", help="Its imaging server.  [default: [server] fqdn]")
-def add_device(power: str | None, boot: str | None, probe: str | None, agent: str | None, **options: Any) -> None:
+def add_device(**options: Any) -> None:
     """Add a device, in state new.
 
     Its imaging server finds it within half a minute, and tests it before it is lent. Without a hardware type no image
     can be put on it. The hardware type and the imaging server must be there already; a server adds itself when it is
     started for the first time.
     """
-    backends = {"power": power, "boot": boot, "probe": probe, "agent": agent}
+    backends = {interface: options.pop(interface) for interface in catalogue.INTERFACES}
     new = newdevice.NewDevice(**options, backends=backends)
     with todays_database() as (settings, database):
         server = database.run(lambda conn: newdevice.add(conn, new, settings, random.SystemRandom()))

@@ -129,6 +129,7 @@ def test_it_is_served_for_programs_and_for_people(imaging_server: Server) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_whatever_is_sent_is_answered_as_described(sqlite_url: str, tmp_path: Path) -> None:
     """Hundreds of calls made up from the description, right ones and wrong ones."""
     with server(sqlite_url, tmp_path) as made:
