@@ -84,19 +84,31 @@ class Logbook:
         self._news.set()
 
     def flush(self) -> None:
-        """Write all lines that have come together. Raises DatabaseAway; the lines are kept then."""
+        """Write all lines that have come together. Raises DatabaseAway; the lines are kept then.
+
+        What else it raises is about a batch that the database refuses, which is dropped.
+        """
         with self._writing:
             while True:
                 with self._lock:
                     batch = [self._lines[i] for i in range(min(BATCH, len(self._lines)))]
                 if not batch:
                     return
-                upkeep.write_logs(self._database, partial(self._write, batch=batch))
-                with self._lock:
-                    for line in batch:
-                        # Lines may have been dropped at the left end while the batch was being written.
-                        if self._lines and self._lines[0] is line:
-                            self._lines.popleft()
+                try:
+                    upkeep.write_logs(self._database, partial(self._write, batch=batch))
+                except DatabaseAway:
+                    raise
+                except Exception:
+                    self._done_with(batch)
+                    raise
+                self._done_with(batch)
+
+    def _done_with(self, batch: list[tuple[Kind, int, datetime, str, str]]) -> None:
+        with self._lock:
+            for line in batch:
+                # Lines may have been dropped at the left end while the batch was being written.
+                if self._lines and self._lines[0] is line:
+                    self._lines.popleft()
 
     @staticmethod
     def _write(conn: Connection, batch: list[tuple[Kind, int, datetime, str, str]]) -> None:
@@ -127,9 +139,7 @@ class Logbook:
             except Exception:
                 # A line that the database refuses must not hold up all others for ever.
                 log.exception("a batch of log lines could not be written and is dropped")
-                with self._lock:
-                    for _ in range(min(BATCH, len(self._lines))):
-                        self._lines.popleft()
+                self._news.set()  # there may be more than that batch
 
     def stop(self) -> None:
         """Write what is left, if the database is there, and end the thread."""

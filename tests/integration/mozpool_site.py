@@ -37,6 +37,10 @@ from tests.processes import end
 READY_WITHIN = 30.0
 
 
+REFUSED = frozenset({3659, 4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6679, 6697, 10080})
+"""Ports that no browser connects to (the Fetch standard's "bad ports", from 3000 on)."""
+
+
 def free_ports(count: int) -> int:
     """The first of ``count`` free ports in a row on 127.0.0.1, from a range that the system hands out to nobody.
 
@@ -53,7 +57,9 @@ def free_ports(count: int) -> int:
 
 
 def _is_free(port: int) -> bool:
-    """Whether nobody has this port, nor the address of the first board that is made for it."""
+    """Whether nobody has this port, nor the address of the first board that is made for it, and browsers take it."""
+    if port in REFUSED:
+        return False
     with socket.socket() as probe, socket.socket(type=socket.SOCK_DGRAM) as board:
         try:
             probe.bind(("127.0.0.1", port))
