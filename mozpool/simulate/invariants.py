@@ -190,6 +190,8 @@ class Watcher:
         self._ended: set[int] = set()
         """Requests that were open and are no more."""
         self.on_request: Callable[[Request, str], None] = lambda request, before: None
+        self.is_in_touch: Callable[[int], bool] = lambda server_id: True
+        """Whether the others can know that a server (by its id) is there."""
         self._claim_of_device: dict[int, int] = {}
         self._claim_of_request: dict[int, int] = {}
         self._free: dict[int, Device] = {}
@@ -624,7 +626,10 @@ class Watcher:
             del self._waiting_pairs[pair]
 
     def _check_order(self, request_id: int, device_id: int) -> None:
-        """Somebody got a device: had anybody before it been waiting for such a one, and for long enough?"""
+        """Somebody got a device: had anybody before it been waiting for such a one, and for long enough?
+
+        Nothing is given to requests of a server that is away: whoever is behind them has its turn.
+        """
         request, device = self._queued.get(request_id), self.devices.get(device_id)
         if request is None or device is None:
             return
@@ -635,6 +640,7 @@ class Watcher:
                 and other.id not in self._overtaken
                 and other.queued_since < now - OVERTAKING
                 and self._could_use(other, device)
+                and self.is_in_touch(other.server_id)
             ):
                 self._overtaken[other.id] = Overtaken(other.id, request_id, device.name, now)
 

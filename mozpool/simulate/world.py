@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import sqlite3
@@ -231,6 +232,7 @@ class World:
                     say=self.say,
                 )
                 self.watcher.on_request = self._request_changed
+                self.watcher.is_in_touch = self._is_in_touch
                 self.network.on_told = self._told
                 self.lab.on_power = self._board_restarts
                 self.lab.cloud.on_start = self._job_starts
@@ -371,12 +373,7 @@ class World:
         takeover_after, now = self.scenario.takeover_after, self.scheduler.time
         if takeover_after is None:
             return {}
-        well = {
-            name: max(server.started_at, server.frozen_until, self._databases[name].away_until)
-            for name, server in self.servers.items()
-            if server.daemon is not None
-        }
-        well = {name: since for name, since in well.items() if since <= now}
+        well = {name: since for name in self.servers if (since := self._well_since(name)) <= now}
         limit = takeover_after + TAKING_OVER
         return {
             self.server_ids[name]: name
@@ -391,8 +388,21 @@ class World:
         return {
             self.server_ids[name]: server.clock.now()
             for name, server in self.servers.items()
-            if server.daemon is not None and max(self._databases[name].away_until, server.frozen_until) <= now
+            if self._well_since(name) <= now
         }
+
+    def _well_since(self, name: str) -> float:
+        """Since when a server has been up with its database, or when it will be at the earliest."""
+        server = self.servers[name]
+        if server.daemon is None:
+            return math.inf
+        return max(server.started_at, server.frozen_until, self._databases[name].away_until)
+
+    def _is_in_touch(self, server_id: int) -> bool:
+        """Whether a server is well, and for so long that the others have seen its signs of life."""
+        name = self.server_named(server_id)
+        seen_within = 2 * self._signs_of_life(name).heartbeat_interval
+        return self._well_since(name) + seen_within <= self.scheduler.time
 
     def _come_to_rest(self) -> None:
         """Nothing goes wrong any more and nobody asks for more: everything must end well."""

@@ -30,15 +30,12 @@ LONG_SEEDS = 400
 ONCE_FAILED = ("232", "392")
 """Seeds that showed a fault, of the servers or of the simulation, when they were first run; beyond the first 200."""
 
-OPEN = ("179",)
-"""Seeds that show a fault, of the servers or of the invariant, that is still to be found: who waits for a phone."""
-
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_everything_holds_in_rough_hours() -> None:
     long = os.environ.get("MOZPOOL_LONG_TESTS") == "1"
-    seeds = [str(seed) for seed in range(LONG_SEEDS if long else SEEDS) if str(seed) not in OPEN]
+    seeds = [str(seed) for seed in range(LONG_SEEDS if long else SEEDS)]
     begun, simulated, ends = time.monotonic(), 0.0, Counter[str]()
     kinds = Counter[str]()
     failed: list[Result] = []
