@@ -58,7 +58,16 @@ class PhoneVerifying(State[Device]):
         return retry(ctx, self.name, again="job_stopping", otherwise="failed_phone")
 
 
-class OnTheWay(State[Device]):
+class ForItsHolder(State[Device]):
+    """What the states share in which a job runs, or is about to, for the request that holds the device."""
+
+    @on("released", to="job_stopping")
+    def released(self, ctx: DeviceContext) -> str | None:
+        """Its holder gave the device back: nobody wants the job any more."""
+        return STAY if ctx.row.is_held else None
+
+
+class OnTheWay(ForItsHolder):
     """What the states share in which somebody waits for a job to begin."""
 
     def try_again(self, ctx: DeviceContext, reason: str) -> str:
@@ -66,11 +75,6 @@ class OnTheWay(State[Device]):
         note(ctx, hosted_jobs.failed, reason)
         ctx.tries = ctx.tries_of(JobStarting.name)
         return retry(ctx, JobStarting.name, again=JobStarting.name, otherwise="job_stopping")
-
-    @on("released", to="job_stopping")
-    def released(self, ctx: DeviceContext) -> str | None:
-        """Its holder gave the device back: nobody wants the job any more."""
-        return STAY if ctx.row.is_held else None
 
 
 class JobStarting(OnTheWay):
@@ -162,7 +166,7 @@ class JobWaiting(OnTheWay):
         return target
 
 
-class JobRunning(State[Device]):
+class JobRunning(ForItsHolder):
     """The device runs a job for the request that holds it; the request is closed when the job has ended."""
 
     name = "job_running"
@@ -194,11 +198,6 @@ class JobRunning(State[Device]):
         if target != self.name:
             note(ctx, hosted_jobs.failed, "it ran for too long")
         return target
-
-    @on("released", to="job_stopping")
-    def released(self, ctx: DeviceContext) -> str | None:
-        """Its holder gave the device back."""
-        return STAY if ctx.row.is_held else None
 
 
 class JobStopping(State[Device]):
