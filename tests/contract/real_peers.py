@@ -253,9 +253,11 @@ class Garbage(Peer):
 class Dripping:
     """Passes on what another server answers, one byte at a time, and remembers what that one was sent."""
 
-    def __init__(self, port: int, *, answers: int = 1, commands: int = 65536) -> None:
-        """``answers`` and ``commands`` are the largest numbers of bytes that arrive at a time."""
+    def __init__(self, port: int, *, answers: int = 1, commands: int = 65536, thinking: float = 0.0) -> None:
+        """``answers`` and ``commands`` are the largest numbers of bytes that arrive at a time; a connection's first
+        answer takes ``thinking`` seconds longer."""
         self._behind = port
+        self._thinking = thinking
         self._sizes = (commands, answers)
         self.received = b""
         """All that clients have sent."""
@@ -303,8 +305,11 @@ class Dripping:
                 self._threads[-1].start()
 
     def _pass_on(self, source: socket.socket, target: socket.socket, size: int, are_commands: bool) -> None:
+        thinking = 0.0 if are_commands else self._thinking
         with contextlib.suppress(OSError):
             while data := source.recv(size):
+                time.sleep(thinking)
+                thinking = 0.0
                 if are_commands:
                     self.received += data  # before it can be answered
                 target.sendall(data)

@@ -15,7 +15,7 @@ from mozpool.bmm.interfaces import CommandResult, Target
 from mozpool.config import BMM
 from mozpool.errors import BadInput, HardwareError
 from mozpool.fakes.adbd import AdbFault
-from tests.contract.real_peers import Lost
+from tests.contract.real_peers import Dripping, Lost
 
 adb = pytest.importorskip(
     "mozpool.bmm.backends.adb", reason="adbutils is not installed (pip install 'mozpool[adb]')", exc_type=ImportError
@@ -65,6 +65,12 @@ def test_a_board_that_could_not_be_reached_is_reached_within_a_second(start, age
     agent.verify(device(f"127.0.0.1:{front.port}"), seconds(ENOUGH))
     assert 7.3 <= time.monotonic() - began < 10.3
     timer.join()
+
+
+def test_a_board_that_takes_its_time_to_agree_is_online_all_the_same(start, agent, adb_device, seconds):
+    """The first attempt to connect is given up after a second; what the server makes of it counts."""
+    front = start(Dripping(adb_device.daemon.port, answers=65536, thinking=2.5))
+    agent.verify(device(f"127.0.0.1:{front.port}"), seconds(ENOUGH))
 
 
 def test_a_board_that_cannot_be_reached_is_given_up_at_the_deadline(start, agent, adb_device, seconds):

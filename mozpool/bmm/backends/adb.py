@@ -62,6 +62,13 @@ _REBOOT_PATIENCE = 5.0
 _CONNECT_PATIENCE = 1.0
 """Seconds until a server that is connecting to a device is told to begin anew: what it sends to a board that is booting
 may be lost, and it would send the same again later and later."""
+_HANDSHAKE_PATIENCE = 5.0
+"""Seconds that a server and a device that are connected have for agreeing to speak, until they are given up."""
+_AGREEING = ("connecting", "authorizing", "offline")
+"""States of a device that may be about to be online: ``offline`` is also what older servers say of one that has not
+yet answered (https://android.googlesource.com/platform/packages/modules/adb/+/refs/heads/main/adb.h, ConnectionState).
+"""
+_STATE_PAUSE = 0.1
 _FORGETTING = 0.5
 """Seconds, of each operation's own, for telling the server to drop a connection that has died."""
 _LONGEST_COMMAND = 60_000
@@ -261,7 +268,7 @@ class _Conversation:
             if state != "not there":
                 self._call(lambda: self._client.disconnect(self._serial))
             answer = self._connect()
-            state = self._state()
+            state = self._agreed_state()
             if state != "device":
                 raise _AdbError(f"it is {state} ({shown(answer)})")
         if state != "device":
@@ -283,6 +290,14 @@ class _Conversation:
             # An older attempt, which the server has not given up, may have succeeded.
             if self._state() == "device":
                 return ""
+
+    def _agreed_state(self) -> str:
+        """As _state(), when server and device have had time to agree: an attempt to connect that was given up here goes
+        on at the server, which then answers the next one "already connected". Raises PeerError, _AdbError."""
+        patience = self._deadline.within(_HANDSHAKE_PATIENCE)
+        while (state := self._state()) in _AGREEING and not patience.expired:
+            self._server.clock.sleep(patience.remaining(_STATE_PAUSE))
+        return state
 
     def _state(self) -> str:
         """``device``, ``offline``, ``unauthorized``..., or ``not there``. Raises PeerError, _AdbError."""
