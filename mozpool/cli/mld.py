@@ -27,6 +27,7 @@ from mozpool.cli.server import configure_logging, serve
 from mozpool.client import errors
 from mozpool.client.api import ANY, Client, default_assignee
 from mozpool.client.models import Request
+from mozpool.client.values import days as number_of_days
 from mozpool.client.values import duration, wait
 from mozpool.clock import Clock
 from mozpool.config import ConfigError, LambdaTest, Problem, Settings, load
@@ -273,9 +274,9 @@ def _iso(moment: datetime) -> str:
 
 
 @main.command()
-@click.option("--days", type=click.IntRange(1, 3650), default=7, show_default=True, help="How many days back.")
+@click.option("--days", type=number_of_days, metavar="NUMBER", default=7, show_default=True, help="How many days back.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def report(days: int, as_json: bool) -> None:
+def report(days: float, as_json: bool) -> None:
     """Tell how many jobs succeeded, what failed where, and whether there are as many phones as the contract says.
 
     Jobs count that were asked for in the last days and have ended.

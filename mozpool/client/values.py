@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import click
@@ -33,12 +32,12 @@ def wait(text: str | float) -> float:
 
 
 def days(text: str | float) -> float:
-    """A number of days; more than none."""
+    """A number of days; more than none, and a hundred years at most."""
     try:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < math.inf:
+    if not 0 < number <= 36_500:
         raise click.BadParameter(f"{str(text)!r} is not a number of days such as 7 or 0.5")
     return number
 

@@ -8,8 +8,8 @@ middle, phones break, workers are put in quarantine, daemons are killed, and the
 
 All durations are divided by SPEED, those of the cloud and those that the launcher waits on purpose. What programs and
 database take is not: it counts SPEED times as much here as in reality. Jobs are judged with that against them: the
-time for which a phone stood idle, times SPEED, has to be under five seconds. The time that a killed daemon takes to
-start again is left out: that is the supervisor's and the machine's, and several seconds on a busy one.
+time for which a phone stood idle, times SPEED, has to be under five seconds at the median. That a killed daemon takes
+seconds to start again, that phones are left alone after a failed start, and that people hold some of them counts, too.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Case:
     cloud_fails: bool = False
 
 
-KILLS = 10 if LONG else 3
+KILLS = 10 if LONG else 2
 CASES = {
     "all-at-once": Case("mysql", servers=2, kills=KILLS, cloud_fails=True),
     "calm": Case("sqlite"),
@@ -207,8 +207,6 @@ class Trouble:
         self._site = site
         self._kills = case.kills
         self._rng = random.Random(5)
-        self.down: list[tuple[float, float]] = []
-        """From when to when a server was not there (monotonic)."""
         self._threads = [threading.Thread(target=self._kill_servers, name="trouble with servers")]
         if case.cloud_fails:
             self._threads.append(threading.Thread(target=self._fail_cloud, name="trouble with the cloud"))
@@ -231,10 +229,8 @@ class Trouble:
         for number in range(self._kills):
             time.sleep(self._rng.uniform(0.5, 2 * BURSTS * PERIOD / SPEED / self._kills - 0.5))
             server = self._site.servers[number % len(self._site.servers)]
-            begun = self._site.now()
             server.kill()
             server.start()
-            self.down.append((begun, self._site.now()))
 
     def _fail_cloud(self) -> None:
         time.sleep(PERIOD / 4 / SPEED)
@@ -244,8 +240,8 @@ class Trouble:
         self._site.cloud.lambdatest.web.set_fault(None)
 
 
-def let_run(people: People, case: Case) -> list[tuple[float, float]]:
-    """Until all tasks are done, with trouble and people in the middle of it; when a server was down."""
+def let_run(people: People, case: Case) -> None:
+    """Until all tasks are done, with trouble and people in the middle of it."""
     site = people.site
     trouble = Trouble(site, case)
     trouble.start()
@@ -260,16 +256,15 @@ def let_run(people: People, case: Case) -> list[tuple[float, float]]:
         )
         assert done, site.story()
         people.end()
-        return trouble.down
     finally:
         trouble.join()
 
 
-def check(people: People, down: list[tuple[float, float]]) -> None:
-    """What must hold after any such run, in which servers were down from when to when."""
+def check(people: People) -> None:
+    """What must hold after any such run."""
     site, cloud = people.site, people.site.cloud
     settings = LambdaTest()
-    waits = cloud.waits(age=settings.status_age / SPEED, spacing=settings.start_spacing / SPEED, limit=LIMIT, away=down)
+    waits = cloud.waits(age=settings.status_age / SPEED, spacing=settings.start_spacing / SPEED, limit=LIMIT)
     late = [SPEED * wait.seconds for wait in waits]
     print(f"\n{len(cloud.lambdatest.jobs)} jobs; idle: median {statistics.median(late):.1f} s, most {max(late):.1f} s")
 
@@ -311,4 +306,5 @@ def check(people: People, down: list[tuple[float, float]]) -> None:
     ],
 )
 def test_no_phone_is_idle_while_tasks_wait_and_none_is_used_that_may_not_be(people: People, case: Case) -> None:
-    check(people, let_run(people, case))
+    let_run(people, case)
+    check(people)

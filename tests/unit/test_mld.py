@@ -341,6 +341,9 @@ def test_report_counts_successes_and_failures_by_phase_and_phone(
         daemon.database.run(lambda conn: conn.execute(insert(tables.device_history), history))
         daemon.clock.sleep(0.01)
     config = configured(cloud, database_url, tmp_path)
+    for wrong in ("x", "0", "-1", "nan", "1e12"):
+        result = run("--config", config, "report", "--days", wrong)
+        assert (result.exit_code, f"'{wrong}' is not a number of days such as 7 or 0.5" in result.stderr) == (2, True)
     result = run("--config", config, "report", "--days", 2, "--json")
     found = json.loads(result.stdout)
     assert found["projects"] == [{"name": "a55", "jobs": 5, "succeeded": 1, "given_back": 1, "success_rate": 0.25}]
