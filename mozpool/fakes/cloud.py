@@ -184,11 +184,13 @@ class FakeCloud:
         age: float = 0.0,
         spacing: float = 0.0,
         limit: int | None = None,
+        away: Sequence[tuple[float, float]] = (),
     ) -> list[Wait]:
         """Each job for which a task waited, in the order of their creation, and how late it was.
 
         Excluded is what no launcher can help, in seconds of the clock: the ``age`` of what it knows of phones,
         ``spacing`` from one job of the account to the next, and the time while ``limit`` jobs were initiated.
+        ``away``: from when to when there was no launcher (monotonic).
         """
         with self.timeline.settled():
             jobs, tasks = self.lambdatest.jobs, self.taskcluster.tasks
@@ -205,16 +207,22 @@ class FakeCloud:
             free = max(_free_since(free_spans[udid], job.created) for udid in devices)
             ready.append((max(since, free + age, _below_since(initiated, limit, job.created)), job.number))
             found.append(Wait(job.number, devices, job.spec.worker_type, since, free, job.created, job.created))
-        possible = _in_turn(ready, spacing)
+        possible = _in_turn(ready, spacing, sorted(away))
         return [replace(wait, possible=possible[wait.job]) for wait in found]
 
 
-def _in_turn(ready: Iterable[tuple[float, int]], spacing: float) -> dict[int, float]:
-    """When each could begin, given when each was ready, with so many seconds from one to the next."""
+def _in_turn(
+    ready: Iterable[tuple[float, int]], spacing: float, away: Sequence[tuple[float, float]]
+) -> dict[int, float]:
+    """When each could begin, given when each was ready, with so many seconds from one to the next, and with gaps."""
     found: dict[int, float] = {}
     before = float("-inf")
     for moment, number in sorted(ready):
-        found[number] = before = max(moment, before + spacing)
+        before = max(moment, before + spacing)
+        for begun, ended in away:
+            if begun <= before < ended:
+                before = ended
+        found[number] = before
     return found
 
 

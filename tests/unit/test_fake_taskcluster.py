@@ -334,6 +334,17 @@ def test_spacing_and_the_limit_of_initiated_jobs_are_left_out(cloud):
     assert [wait.seconds for wait in cloud.waits(limit=1)] == [0, 0, 4]
 
 
+def test_the_time_without_a_launcher_is_left_out_and_what_follows_from_it(cloud):
+    cloud.add_tasks("a55", 3)
+    sim(cloud).advance(30)
+    for udid in (ONE, TWO, THREE):
+        start(cloud, udid)
+        sim(cloud).advance(10)
+    away = [(20, 30), (0, 15)]
+    assert [wait.seconds for wait in cloud.waits(spacing=10)] == [30, 30, 30]
+    assert [wait.seconds for wait in cloud.waits(spacing=10, away=away)] == [15, 10, 10]
+
+
 def test_whoever_begins_late_gains_nothing_by_the_spacing(cloud):
     cloud.add_tasks("a55", 3)
     sim(cloud).advance(100)
