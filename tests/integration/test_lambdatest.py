@@ -46,7 +46,7 @@ PERIOD = 250.0 if LONG else 60.0
 SPEED = 2.5 if LONG else 4.0
 TASK = (60.0, 120.0) if LONG else (5.0, 20.0)
 """How long a task takes, in seconds of the cloud: long enough for starts in turn to keep all phones busy."""
-FAILING = 60.0
+FAILING = 60.0 if LONG else 20.0
 """Seconds of the cloud for which it fails."""
 
 IDLE = 5.0
