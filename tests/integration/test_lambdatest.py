@@ -9,8 +9,9 @@ middle, phones break, workers are put in quarantine, daemons are killed, and the
 All durations are divided by SPEED, those of the cloud and those that the launcher waits on purpose. What programs and
 database take is not: it counts SPEED times as much here as in reality. Jobs are judged with that against them: the
 time for which a phone stood idle, times SPEED, has to be under five seconds at the median. That phones are left alone
-after a failed start counts, and that people hold some of them. The time that a killed daemon takes to start again
-counts in the long form; the short one leaves it out, as it kills every few seconds, on machines that may be busy.
+after a failed start counts, and that people hold some of them; in the long form also the time that a killed daemon
+takes to start again. The short form kills and fails within some seconds, on machines that may be busy: it allows for
+that.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ TASK = (60.0, 120.0) if LONG else (5.0, 20.0)
 FAILING = 60.0 if LONG else 20.0
 """Seconds of the cloud for which it fails."""
 
-IDLE = 5.0
+IDLE = 5.0 if LONG else 30.0
+"""Seconds of the cloud that a phone may stand idle, at the median."""
 KNOWN_WITHIN = 6.0
 """Seconds of the clock after which no job may be created any more on a phone that has broken or whose worker has been
 put in quarantine: hyperexecute is run after the last look, and takes its time."""
