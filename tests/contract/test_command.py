@@ -249,7 +249,7 @@ def test_the_test_program_tells_whether_the_switch_works(power, seconds, tmp_pat
 @pytest.mark.parametrize("operation", ["power_off", "power_on", "power_cycle", "is_on"])
 def test_of_a_failure_the_switch_is_guilty_that_fails_its_test(power, seconds, operation, broken):
     programs = dict.fromkeys(("on", "off", "status"), shell(broken))
-    target, limit = device(lane="rack 7"), 1.2 if "sleep" in broken else ENOUGH
+    target, limit = device(lane="rack 7"), 3.6 if "sleep" in broken else ENOUGH
     with pytest.raises(LaneError, match=r"panda-0001 failed: command:pdu:rack 7: .*the PDU is away") as raised:
         getattr(power(**programs, test=shell("echo the PDU is away >&2; false")), operation)(target, seconds(limit))
     assert raised.value.culprit == "command:pdu:rack 7"

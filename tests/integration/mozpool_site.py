@@ -49,8 +49,8 @@ def free_ports(count: int) -> int:
     """
     worker = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0)
     for block in range(112):
-        begin = 3000 + (os.getpid() + block) % 112 * 250 + worker % 3 * 80
-        for first in range(begin, begin + 80 - count, count + 1):
+        begin = 3000 + (os.getpid() + block) % 112 * 250 + worker % 4 * 62
+        for first in range(begin, begin + 62 - count, count + 1):
             if all(map(_is_free, range(first, first + count))):
                 return first
     raise RuntimeError("no free ports")
