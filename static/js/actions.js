@@ -244,3 +244,13 @@ document.addEventListener("formdata", (event) => {
     }
   }
 });
+
+/* Nor do those of a form that was sent before this script was there. */
+if (document.querySelector("form[data-auto]")) {
+  const all = [...new URLSearchParams(location.search)];
+  const given = all.filter(([, value]) => value);
+  if (given.length < all.length) {
+    const query = new URLSearchParams(given).toString();
+    history.replaceState(history.state, "", location.pathname + (query ? `?${query}` : "") + location.hash);
+  }
+}

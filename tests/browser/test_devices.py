@@ -93,6 +93,14 @@ def test_thirty_devices_selected_by_shift_click_test_themselves_and_each_tells_w
     pool.give_back(number)
 
 
+def test_an_address_with_empty_fields_is_made_short(page: Page, pool: Pool) -> None:
+    """A form that is sent before the page's scripts are there has them."""
+    page.goto("/devices?search=device1&category=&environment=&sort=")
+    expect(page).to_have_url(re.compile(r"/devices\?search=device1$"))
+    page.goto("/devices?search=&category=#list")
+    expect(page).to_have_url(re.compile(r"/devices#list$"))
+
+
 @pytest.mark.parametrize("pool", [60], indirect=True)
 def test_a_filter_stands_in_the_address_and_is_saved_as_a_link(page: Page, pool: Pool) -> None:
     post(pool, "device7/status", status="offline", reason="broken")
