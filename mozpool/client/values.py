@@ -38,7 +38,7 @@ def days(text: str | float) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number <= 36_500:
-        raise click.BadParameter(f"{str(text)!r} is not a number of days such as 7 or 0.5")
+        raise click.BadParameter(f"{str(text)!r} is not a number of days such as 7 or 0.5, at most 36500")
     return number
 
 

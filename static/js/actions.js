@@ -246,7 +246,7 @@ document.addEventListener("formdata", (event) => {
 });
 
 /* Nor do those of a form that was sent before this script was there. */
-if (document.querySelector("form[data-auto]")) {
+if (document.querySelector('form[method="get"]')) {
   const all = [...new URLSearchParams(location.search)];
   const given = all.filter(([, value]) => value);
   if (given.length < all.length) {

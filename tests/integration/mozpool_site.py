@@ -48,9 +48,10 @@ def free_ports(count: int) -> int:
     another have a part each.
     """
     worker = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0)
+    part = 250 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     for block in range(112):
-        begin = 3000 + (os.getpid() + block) % 112 * 250 + worker % 4 * 62
-        for first in range(begin, begin + 62 - count, count + 1):
+        begin = 3000 + (os.getpid() + block) % 112 * 250 + worker * part
+        for first in range(begin, begin + part - count, count + 1):
             if all(map(_is_free, range(first, first + count))):
                 return first
     raise RuntimeError("no free ports")

@@ -69,6 +69,7 @@ _AGREEING = ("connecting", "authorizing", "offline")
 yet answered (https://android.googlesource.com/platform/packages/modules/adb/+/refs/heads/main/adb.h, ConnectionState).
 """
 _STATE_PAUSE = 0.1
+"""Seconds between two looks at the state of a device that may be about to be online."""
 _FORGETTING = 0.5
 """Seconds, of each operation's own, for telling the server to drop a connection that has died."""
 _LONGEST_COMMAND = 60_000
