@@ -20,7 +20,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -309,6 +309,10 @@ GLOBS: Kind[tuple[str, ...]] = Kind(
     "names, in which * and ? stand for anything, separated by spaces or commas; nothing: all", _list, " ".join
 )
 
+GROUPS: Kind[tuple[str, ...]] = Kind(
+    "names, in which * and ? stand for anything, separated by spaces or commas; nothing: nobody", _list, " ".join
+)
+
 EVENTS = (
     "device_failed",
     "relay_board_failed",
@@ -415,7 +419,8 @@ class Database:
         integer(1, 1000),
         20,
         "How many connections for writing are kept open at most, and as many for reading: a MySQL server needs room "
-        "for twice as many from each imaging server (max_connections), and each node of a cluster for all of them.",
+        "for twice as many and two more from each imaging server (max_connections), and each node of a cluster for all "
+        "of them.",
     )
     connect_timeout: float = setting(SECONDS, 5.0, "How long connecting to a host may take before it counts as away.")
 
@@ -436,6 +441,41 @@ class Server:
     listen: str = setting(HOST, "127.0.0.1", "The address to listen on; in production nginx stands in front.")
     port: int = setting(PORT, 8080, "The TCP port to listen on.")
     threads: int = setting(integer(1, 1000), 64, "How many API calls are served at a time.")
+    connections: int = setting(
+        integer(10, 100_000),
+        2000,
+        "How many connections may be open at a time. For a further one, those are closed that have waited longest for "
+        "a whole call.",
+    )
+    connections_per_address: int = setting(
+        integer(0, 100_000),
+        500,
+        "How many of them may come from one address (IPv6: one /64 network); 0: all. A proxy on this machine may have "
+        "all where listen is 127.0.0.1 or ::1: limit them there. Raise it where all clients come through one proxy.",
+    )
+    header_timeout: float = setting(
+        SECONDS, 20.0, "How long a client may take to send the first line and the headers of a call."
+    )
+    body_timeout: float = setting(SECONDS, 60.0, "How long a client may take to send the body of a call.")
+    idle_timeout: float = setting(
+        SECONDS,
+        120.0,
+        "How long a connection may be open without a call; longer than a proxy in front keeps its own.",
+    )
+    send_timeout: float = setting(SECONDS, 60.0, "How long a client may take nothing of the answer it is sent.")
+    rate_limit: int = setting(
+        integer(0, 1_000_000),
+        0,
+        "How many API calls and pages one address (IPv6: one /64 network) may ask for a minute; a fifth of them may "
+        "come at once. What is beyond is answered 429. Boards' own calls, files, health checks and metrics do not "
+        "count. 0: no limit.",
+    )
+    hsts: int = setting(
+        integer(0, 63_072_000),
+        86_400,
+        "For how many seconds browsers that came by https remember to come by nothing else (HSTS); 0: they are not "
+        "told to. It is said only where a proxy on this machine says that a call came by https.",
+    )
     heartbeat_interval: float = setting(
         SECONDS, 5.0, "How often this server gives a sign of life in the database, for the other imaging servers."
     )
@@ -474,6 +514,65 @@ class Server:
     def listen_url(self) -> str:
         """Where this server itself listens, without a slash at the end."""
         return f"http://{host_and_port(self.listen, self.port)}"
+
+
+@dataclass(frozen=True)
+class Auth:
+    """Who may do what: see docs/access.md. All servers of a pool have the same settings here."""
+
+    mode: str | None = setting(
+        optional(choice("open", "token", "oidc")),
+        None,
+        "open: everybody who reaches this server may do everything, for trusted networks. token: machines and people "
+        "have tokens (mozpool token). oidc: people sign on through an OpenID provider, machines have tokens. Nothing: "
+        "open where [server] listen is a loopback address, else token.",
+    )
+    anonymous: str = setting(
+        choice("none", "viewer"), "none", "What callers without credentials may do, in other modes than open."
+    )
+    device_events: str | None = setting(
+        optional(choice("token", "address", "open")),
+        None,
+        "Whose word is taken that a device has got so far. token: who sends the token of the device's current boot, "
+        "which %TOKEN% in its PXE config stands for. address: that, or a call from the device's own address. open: "
+        "anybody's. Nothing: open in mode open, else address.",
+    )
+    server_key: str = setting(
+        matching("nothing, or at least 32 characters", r"(\S{32,})?"),
+        "",
+        "What imaging servers sign their calls to each other with, the same on all of them; in other modes than open "
+        "a pool of several servers needs it. For example: openssl rand -hex 32.",
+        secret=True,
+    )
+    server_key_before: str = setting(
+        matching("nothing, or at least 32 characters", r"(\S{32,})?"),
+        "",
+        "While the key is changed from server to server: the one before, with which calls are signed as well, and "
+        "whose signatures are still taken. Empty when all servers have the new one.",
+        secret=True,
+    )
+    public_url: str = setting(
+        URL_HTTP_OR_NOTHING,
+        "",
+        "Under which address browsers reach this server, where that is not http:// and [server] fqdn. With https:// "
+        "cookies are sent encrypted only.",
+    )
+    session_lifetime: float = setting(SECONDS, 43200.0, "How long somebody stays signed on in a browser, in seconds.")
+    audit_log: Path | None = setting(
+        optional(PATH), None, "A file that each change is appended to as a line of JSON, besides the table audit."
+    )
+    oidc_issuer: str = setting(
+        URL_HTTP_OR_NOTHING, "", "The OpenID provider: what /.well-known/openid-configuration is looked up below."
+    )
+    oidc_client_id: str = setting(TEXT, "", "As whom this pool is registered with the provider.")
+    oidc_client_secret: str = setting(TEXT, "", "The secret that the provider gave for it.", secret=True)
+    oidc_scope: str = setting(TEXT, "openid profile email", "What is asked of the provider.")
+    oidc_name_claim: str = setting(TEXT, "email", "The claim that names a person here, as assignee and in the audit.")
+    oidc_groups_claim: str = setting(TEXT, "groups", "The claim that lists a person's groups.")
+    oidc_viewers: tuple[str, ...] = setting(GROUPS, (), "Groups of the provider whose people may look; * is everybody.")
+    oidc_users: tuple[str, ...] = setting(GROUPS, (), "Groups whose people may have requests; * is everybody.")
+    oidc_operators: tuple[str, ...] = setting(GROUPS, (), "Groups whose people may act on all devices and requests.")
+    oidc_admins: tuple[str, ...] = setting(GROUPS, (), "Groups whose people may do everything.")
 
 
 @dataclass(frozen=True)
@@ -830,6 +929,7 @@ class Settings:
 
     database: Database = field(default_factory=Database)
     server: Server = field(default_factory=Server)
+    auth: Auth = field(default_factory=Auth)
     inventory: Inventory = field(default_factory=Inventory)
     paths: Paths = field(default_factory=Paths)
     pool: Pool = field(default_factory=Pool)
@@ -861,9 +961,32 @@ class Settings:
     """Where each (section, key) of ``source`` stands."""
 
     @property
+    def auth_mode(self) -> str:
+        """``open``, ``token`` or ``oidc``."""
+        return self.auth.mode or ("open" if is_loopback(self.server.listen) else "token")
+
+    @property
+    def device_events(self) -> str:
+        """``token``, ``address`` or ``open``."""
+        return self.auth.device_events or ("open" if self.auth_mode == "open" else "address")
+
+    @property
+    def public_url(self) -> str:
+        """Where browsers reach this server, without a slash at the end."""
+        return self.auth.public_url.rstrip("/") or f"http://{self.server.fqdn}"
+
+    @property
     def boards_url(self) -> str:
         """Where boards reach this daemon, without a slash at the end."""
         return self.netboot.url.rstrip("/") or f"http://{self.server.ipaddress}:{self.server.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _sections() -> dict[str, type | Setting]:
@@ -1039,6 +1162,8 @@ class _Reader:
             self._check_server(made)
         if isinstance(made, Inventory):
             self._check_inventory(made)
+        if isinstance(made, Auth):
+            self._check_auth(made)
         return made
 
     def _check_server(self, server: Server) -> None:
@@ -1074,6 +1199,25 @@ class _Reader:
         for key, what in wrong:
             line = self.lines.get(("inventory", key), self.lines.get(("inventory", "source")))
             self._problem(line, "inventory", key, what)
+
+    def _check_auth(self, auth: Auth) -> None:
+        """What signing on through a provider needs is there, and browsers find the way."""
+        wrong = []
+        if auth.mode == "oidc":
+            needed = ("oidc_issuer", "oidc_client_id", "oidc_name_claim")
+            wrong += [(key, "mode = oidc needs it") for key in needed if not getattr(auth, key)]
+            if "openid" not in auth.oidc_scope.split():
+                wrong.append(
+                    ("oidc_scope", f"{_shorten(auth.oidc_scope)} is not right; openid must be one of the words")
+                )
+        for key in ("public_url", "oidc_issuer"):
+            if re.search("[?#]", getattr(auth, key)):
+                wrong.append((key, f"{_shorten(getattr(auth, key))} is not right; expected a URL without ? and #"))
+        if re.fullmatch("https?://[^/]+/.+", auth.public_url.rstrip("/")):
+            wrong.append(("public_url", f"{_shorten(auth.public_url)} is not right; expected a URL without a path"))
+        for key, what in wrong:
+            line = self.lines.get(("auth", key), self.lines.get(("auth", "mode")))
+            self._problem(line, "auth", key, what)
 
     def _check_targets(self, settings: Settings) -> None:
         """Each is told something, in one way, and what that way needs is there."""

@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import reprlib
+from itertools import islice
+from typing import Any
+
 
 class MozpoolError(Exception):
     """Base of all errors that are meant for a person; ``str()`` is the message.
@@ -31,10 +35,33 @@ class BadInput(MozpoolError):
     @classmethod
     def value(cls, field: str, value: object, expected: str) -> BadInput:
         """Build the message from the field's name, its value (shortened) and what was expected."""
-        shown = repr(value)
-        if len(shown) > 80:
-            shown = shown[:77] + "..."
-        return cls(f"{field}: {shown} is not {expected}", field=field)
+        return cls(f"{field}: {brief(value)} is not {expected}", field=field)
+
+
+class _Brief(reprlib.Repr):
+    """As repr(), but of the beginning alone: what was sent may be as deep and as long as its sender likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 20
+        self.maxstring = self.maxlong = self.maxother = 400
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """In the order that it has."""
+        if level <= 0:
+            return "{...}"
+        parts = [f"{self.repr1(key, level - 1)}: {self.repr1(x[key], level - 1)}" for key in islice(x, self.maxdict)]
+        return "{" + ", ".join(parts + ["..."] * (len(x) > self.maxdict)) + "}"
+
+
+_brief = _Brief()
+
+
+def brief(value: object) -> str:
+    """A value for a message: its beginning, of at most 80 characters, whatever it is."""
+    shown = repr(value[:80]) + "..." * (len(value) > 80) if isinstance(value, str) else _brief.repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 class Unprocessable(MozpoolError):
@@ -70,11 +97,30 @@ class NotOurs(MozpoolError):
         self.owner = owner
 
 
+class Unauthorized(MozpoolError):
+    """Nobody knows who the caller is, or the credentials are no good (401)."""
+
+    status = 401
+    code = "unauthorized"
+
+
 class Forbidden(MozpoolError):
     """The caller may not do this (403)."""
 
     status = 403
     code = "forbidden"
+
+
+class TooManyCalls(MozpoolError):
+    """The caller calls, or shows bad credentials, more often than it may (429, with Retry-After)."""
+
+    status = 429
+    code = "too_many_calls"
+
+    def __init__(self, message: str, seconds: float) -> None:
+        """``seconds``: when the same call may come again."""
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class DatabaseAway(MozpoolError):

@@ -33,6 +33,11 @@ class Precedence:
         self.on_quiet: list[Callable[[], None]] = []
         """Called when the last call has ended."""
 
+    @property
+    def calls(self) -> int:
+        """How many calls are being served now, without those that wait for something."""
+        return len(self._calls)
+
     @contextmanager
     def call(self) -> Iterator[None]:
         """Serve a call in this thread."""

@@ -4,7 +4,7 @@
 """Claims: which request has which device. The database decides.
 
 Device and request are each unique in ``device_requests``; ``claim_history`` keeps what was. All writers lock in one
-order (request, device, ``claim_history``, ``device_requests``), so that they don't deadlock among themselves.
+order (request, team, device, ``claim_history``, ``device_requests``), so that they don't deadlock among themselves.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, null, select, update
 
+from mozpool.db import teams
 from mozpool.db.hosted_jobs import BUSY_STATES
 from mozpool.db.tables import claim_history, device_requests, devices, hardware_types, requests
 
@@ -60,12 +61,22 @@ _INSERT_HISTORY = insert(claim_history)
 _INSERT_CLAIM = insert(device_requests)
 
 
-def take(conn: Connection, *, request_id: int, device_id: int, device_version: int, now: datetime) -> int:
-    """Claim a free device for a request and answer the claim's id.
+def take(
+    conn: Connection,
+    *,
+    request_id: int,
+    device_id: int,
+    device_version: int,
+    now: datetime,
+    team_id: int | None = None,
+) -> int:
+    """Claim a free device for a request, of a team if it has one, and answer the claim's id.
 
     Runs inside the request's own transition. Raises ClaimLost (roll back!) when the device changed since it was read,
-    sqlalchemy's IntegrityError when either has a claim already.
+    or the team has as many devices as it may; sqlalchemy's IntegrityError when either has a claim already.
     """
+    if team_id is not None and not teams.has_room(conn, team_id):
+        raise ClaimLost(f"team {team_id} has all the devices that it may have")
     key = conn.execute(
         _INSERT_HISTORY, {"request_id": request_id, "device_id": device_id, "claimed_at": now}
     ).inserted_primary_key
@@ -213,6 +224,31 @@ def holders(conn: Connection, claim_ids: Collection[int]) -> dict[int, tuple[int
         .where(claim_history.c.id.in_(claim_ids))
     )
     return {row[0]: (row[1], row[2]) for row in conn.execute(query)} if claim_ids else {}
+
+
+_HOLDS = (
+    select(device_requests.c.id)
+    .join(requests, requests.c.id == device_requests.c.request_id)
+    .where(device_requests.c.id == bindparam("row_claim"), requests.c.expires > bindparam("moment"))
+)
+
+
+def holds(conn: Connection, claim_id: int, now: datetime) -> bool:
+    """Whether a claim is on, and its request has not expired, even if nobody has closed that yet."""
+    return conn.scalar(_HOLDS, {"row_claim": claim_id, "moment": now}) is not None
+
+
+_HOLDER = (
+    select(device_requests.c.id, requests.c.id, requests.c.made_by)
+    .join(requests, requests.c.id == device_requests.c.request_id)
+    .where(device_requests.c.device_id == bindparam("device"), requests.c.expires > bindparam("moment"))
+)
+
+
+def holder(conn: Connection, device_id: int, now: datetime) -> tuple[int, int, str | None] | None:
+    """(claim, request, whose it is) of a device; None when nobody has it, or only by a request that has expired."""
+    row = conn.execute(_HOLDER, {"device": device_id, "moment": now}).first()
+    return None if row is None else (row[0], row[1], row[2])
 
 
 _SINCE = (

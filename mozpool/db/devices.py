@@ -104,6 +104,8 @@ class Device:
     """The owner before, until the new one has begun to act."""
     leaving: bool = False
     """It is not in the inventory any more: nobody is given it, and it goes as soon as it is free."""
+    boot_token: str | None = None
+    """SHA-256 of the token of its current boot, in hexadecimal digits; None: that has none."""
 
     @property
     def is_hosted(self) -> bool:
@@ -186,6 +188,14 @@ def by_address(conn: Connection, address: str) -> list[Device]:
     return [_device(text) for text in conn.scalars(_BY_ADDRESS, {"device_address": address})]
 
 
+_BY_MAC = _SELECT.where(devices.c.mac_address == bindparam("device_mac")).order_by(devices.c.id)
+
+
+def by_mac(conn: Connection, mac: str) -> list[Device]:
+    """All devices with this MAC address (twelve lower-case hex digits), of any imaging server, sorted by id."""
+    return [_device(text) for text in conn.scalars(_BY_MAC, {"device_mac": mac})]
+
+
 _NETWORK_PLACES = (
     select(devices.c.name, devices.c.mac_address, func.coalesce(devices.c.address, devices.c.fqdn))
     .where(owner_column == bindparam("server"))
@@ -203,7 +213,7 @@ def own_backends(conn: Connection, device_id: int) -> dict[str, Any]:
     return loads_object(conn.scalar(select(devices.c.backends).where(devices.c.id == device_id)))
 
 
-_KEYS = select(devices.c.id, owner_column, _owner.c.fqdn, devices.c.state, devices.c.leaving).join(
+_KEYS = select(devices.c.id, owner_column, _owner.c.fqdn, devices.c.state, devices.c.leaving, devices.c.name).join(
     _owner, _owner.c.id == owner_column
 )
 _KEYS_BY_NAME = _KEYS.where(exactly(devices.c.name, bindparam("device_name")))
@@ -218,10 +228,11 @@ class DeviceKey:
     owner: str
     state: str
     leaving: bool
+    name: str
 
 
 def _key(row: Any) -> DeviceKey | None:
-    return None if row is None else DeviceKey(row[0], row[1], row[2], row[3], bool(row[4]))
+    return None if row is None else DeviceKey(row[0], row[1], row[2], row[3], bool(row[4]), row[5])
 
 
 def key_by_name(conn: Connection, name: str) -> DeviceKey | None:
@@ -565,12 +576,40 @@ def _update(columns: frozenset[str]) -> Update:
     )
 
 
-def set_attributes(conn: Connection, device_id: int, **values: Any) -> bool:
-    """Write columns that no state machine decides on (comments, environment, …); False when the device is gone."""
-    result = conn.execute(
-        update(devices).where(devices.c.id == device_id).values(version=devices.c.version + 1, **values)
-    )
-    return result.rowcount == 1
+def set_attributes(conn: Connection, device_id: int, *, held_by: int | None = None, **values: Any) -> bool:
+    """Write columns that no state machine decides on (comments, environment, …); False when the device is gone.
+
+    ``held_by``: only as long as this claim has the device; else False, too.
+    """
+    query = update(devices).where(devices.c.id == device_id)
+    if held_by is not None:
+        query = query.where(devices.c.claim_id == held_by)
+    return conn.execute(query.values(version=devices.c.version + 1, **values)).rowcount == 1
+
+
+_SET_BOOT_TOKEN = (
+    update(devices)
+    .where(devices.c.id == bindparam("row_id"), devices.c.epoch == bindparam("row_epoch"))
+    .values(version=devices.c.version + 1, boot_token=bindparam("hash"))
+)
+
+
+def set_boot_token(conn: Connection, device_id: int, epoch: int, token_hash: str | None) -> bool:
+    """Write the SHA-256 of the token of a device's next boot (None: it has none).
+
+    False when another server has come to act on the device since that epoch, or it is gone.
+    """
+    values = {"row_id": device_id, "row_epoch": epoch, "hash": token_hash}
+    return conn.execute(_SET_BOOT_TOKEN, values).rowcount == 1
+
+
+_BOOT_TOKEN = select(devices.c.boot_token).where(devices.c.id == bindparam("row_id"))
+
+
+def boot_token(conn: Connection, device_id: int) -> str | None:
+    """The SHA-256 of the token of a device's current boot; None when that has none."""
+    found: str | None = conn.scalar(_BOOT_TOKEN, {"row_id": device_id})
+    return found
 
 
 def replace_comments(conn: Connection, device_id: int, comments: str | None, was: str) -> bool:

@@ -45,6 +45,9 @@ IDLE_TRANSACTION = 8.0
 """Seconds after which MariaDB ends a transaction in which nothing is said, and so lets its locks go: those of a process
 that hangs, or whose machine is cut off. Ours take milliseconds; MySQL has no such limit."""
 
+APPENDERS = 2
+"""Connections for single INSERTs at most."""
+
 CONFLICT_TRIES = 10
 """How often a transaction may lose against others."""
 
@@ -93,7 +96,8 @@ class Database:
         ``url`` is SQLAlchemy's (``mysql+pymysql://user:password@host/name``, ``sqlite:////path``, or ``sqlite://``
         for one in memory), of which a cluster's has several hosts: see :func:`mozpool.config.database_urls`, which also
         says what is raised. ``pool_size`` is how many transactions that
-        write, and besides how many that read, may run at the same time: there are at most twice as many connections.
+        write, and besides how many that read, may run at the same time: there are at most twice as many connections,
+        and APPENDERS more.
         ``connect_timeout`` is the seconds that connecting to one host may take.
         """
         urls = config.database_urls(url)
@@ -119,10 +123,13 @@ class Database:
             statement = _MYSQL_SESSION + _IDLE_TRANSACTION
             self.engine = self._mysql_engine(pool_size, Session(statement, self._answer_within))
             self.reader = self._mysql_engine(pool_size, Session(statement, self._answer_within, read_only=True))
+            self._appender = self._mysql_engine(
+                APPENDERS, Session(_MYSQL_SESSION, self._answer_within), each_statement=True
+            )
         elif self._in_memory:
-            self.engine = self.reader = self._sqlite_engine(pool_size)
+            self.engine = self.reader = self._appender = self._sqlite_engine(pool_size)
         else:
-            self.engine = self._sqlite_engine(pool_size)
+            self.engine = self._appender = self._sqlite_engine(pool_size)
             self.reader = self._sqlite_engine(pool_size, read_only=True)
 
     @classmethod
@@ -265,6 +272,27 @@ class Database:
                 pause = min(0.5, 0.02 * 2**losses)
                 self.clock.sleep(deadline.remaining(self._rng.uniform(pause / 2, pause)))
 
+    def append(self, work: Callable[[Connection], None]) -> None:
+        """Do ``work``, which is one INSERT: a transaction of its own, with one round trip where :meth:`run` needs two.
+
+        Nothing is repeated. Raises DatabaseAway when it comes to nothing, and also when nobody knows whether it did:
+        by :meth:`run` whoever asks may look what is there, and do it again.
+        """
+        if self.dialect == "sqlite":
+            return self.run(work, repeatable=True)  # it can't lose an answer
+        try:
+            with self._measured("write"), self._once_a_thread(), self._appender.connect() as connection:
+                try:
+                    work(connection)
+                except exc.SQLAlchemyError as error:
+                    if _is_away(error) and not connection.invalidated:
+                        connection.invalidate(error)
+                    raise
+        except exc.SQLAlchemyError as error:
+            if _code(error) in CONFLICTS or _is_away(error):
+                raise self._away(error, in_doubt=True) from error
+            raise
+
     def ping(self) -> bool:
         """Ask the database for a sign of life: True, or DatabaseAway is raised."""
         with self.read() as connection:
@@ -274,6 +302,7 @@ class Database:
         """Close all connections that are not in use (an in-memory database is gone then)."""
         self.engine.dispose()
         self.reader.dispose()
+        self._appender.dispose()
 
     @contextmanager
     def maintenance(self) -> Iterator[Connection]:
@@ -410,10 +439,13 @@ class Database:
 
     # -- engines --------------------------------------------------------------------------------------------------
 
-    def _mysql_engine(self, pool_size: int, session: Session, *, poolclass: Any = None) -> Engine:
+    def _mysql_engine(
+        self, pool_size: int, session: Session, *, poolclass: Any = None, each_statement: bool = False
+    ) -> Engine:
         """PyMySQL with bounded waits everywhere, on the node that is used; it keeps TCP connections alive by itself.
 
-        Where the session is read-only, each statement is a transaction of its own, which SQLAlchemy needs not end.
+        Where the session is read-only, or with ``each_statement``, each statement is a transaction of its own, which
+        SQLAlchemy needs not end.
         """
         pooled: dict[str, Any] = {
             "pool_size": pool_size,
@@ -425,7 +457,9 @@ class Database:
         }
         engine = create_engine(
             self.url,
-            isolation_level="AUTOCOMMIT" if session.read_only else "READ COMMITTED",  # said once a connection
+            isolation_level="AUTOCOMMIT"
+            if session.read_only or each_statement
+            else "READ COMMITTED",  # said once a connection
             skip_autocommit_rollback=True,
             connect_args={"charset": "utf8mb4"},
             **(pooled if poolclass is None else {"poolclass": poolclass}),

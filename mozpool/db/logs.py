@@ -18,6 +18,12 @@ _KEYS = {device_logs.name: device_logs.c.device_id, request_logs.name: request_l
 _SOURCE_LENGTH = 32
 _MESSAGE_LENGTH = 16_000
 
+PIECE = 2000
+"""Lines that are read at a time."""
+
+MOST_CHARACTERS = 16_000_000
+"""Of messages that one look at a log gives, about: it ends with the piece of lines that gets beyond."""
+
 
 @dataclass(frozen=True)
 class LogLine:
@@ -50,10 +56,34 @@ def latest(
     after: int | None = None,
     before: int | None = None,
 ) -> list[LogLine]:
-    """The newest ``limit`` lines of one device or request, oldest first.
+    """The newest ``limit`` lines of one device or request, oldest first; fewer when their messages are very long.
 
     Only those from ``since`` on, and with an id greater than ``after`` and smaller than ``before``.
     """
+    lines: list[LogLine] = []
+    characters = 0
+    while characters < MOST_CHARACTERS:
+        wanted = PIECE if limit is None else min(PIECE, limit - len(lines))
+        piece = _newest(conn, table, row_id, limit=wanted, since=since, after=after, before=before)
+        lines += piece
+        if len(piece) < wanted or len(lines) == limit:
+            break
+        characters += sum(len(line.message) for line in piece)
+        before = piece[-1].id
+    return lines[::-1]
+
+
+def _newest(
+    conn: Connection,
+    table: Table,
+    row_id: int,
+    *,
+    limit: int,
+    since: datetime | None,
+    after: int | None,
+    before: int | None,
+) -> list[LogLine]:
+    """As :func:`latest`, newest first."""
     page = (
         select(table.c.id, table.c.ts)
         .where(_KEYS[table.name] == row_id)
@@ -66,13 +96,11 @@ def latest(
         page = page.where(table.c.id > after)
     if before is not None:
         page = page.where(table.c.id < before)
-    if limit is not None:
-        page = page.limit(limit)
-    found = page.subquery()
+    found = page.limit(limit).subquery()
     # The index alone tells which lines these are: what MySQL guesses of other ways may be to read a million of them.
     query = (
         select(table.c.id, table.c.ts, table.c.source, table.c.message)
         .join_from(found, table, (table.c.id == found.c.id) & (table.c.ts == found.c.ts))
         .order_by(table.c.id.desc())
     )
-    return [LogLine(*row) for row in conn.execute(query)][::-1]
+    return [LogLine(*row) for row in conn.execute(query)]

@@ -30,6 +30,8 @@ RETURNED = "returned"
 """The reason of a request that its client gave back."""
 EXPIRED = "expired"
 """The reason of one whose time was over."""
+REVOKED = "revoked"
+"""How the reason of one begins that an operator took from its holder."""
 
 _device_server = imaging_servers.alias("device_server")
 _owner = imaging_servers.alias("owner")
@@ -75,6 +77,10 @@ class Request:
     idempotency_key: str | None
     body_hash: str | None
     reason: str | None
+    made_by: str | None = None
+    """Whose it is; None: made in mode open, or by the pool itself."""
+    team_id: int | None = None
+    """The team whose quota it counts for."""
     claim_id: int | None = None
     imaging_result: str | None = None
     device_id: int | None = None
@@ -175,12 +181,23 @@ def owner(conn: Connection, request_id: int) -> tuple[int, str] | None:
     return None if row is None else (row[0], row[1])
 
 
+_MAKER = select(requests.c.made_by).where(requests.c.id == bindparam("request_id"))
+
+
+def maker(conn: Connection, request_id: int) -> str | None:
+    """Whose a request is; None: nobody's, or there is no such request."""
+    found = conn.scalar(_MAKER, {"request_id": request_id})
+    return None if found is None else str(found)
+
+
 @dataclass(frozen=True)
 class Filter:
     """Which requests a list is to have; None asks for nothing."""
 
     include_closed: bool = False
     assignee: str | None = None
+    whose: str | None = None
+    """Those that somebody of this name has made, or that are for them."""
     state: str | None = None
     requested_device: str | None = None
     device: str | None = None
@@ -192,6 +209,7 @@ class Filter:
     """
     job: str | None = None
     """Those whose job this names, closed ones too: its number, id or URL, or the id or URL of its task."""
+    made_by: str | None = None
 
 
 def _conditions(wanted: Filter, now: datetime) -> list[ColumnElement[bool]]:
@@ -205,8 +223,11 @@ def _conditions(wanted: Filter, now: datetime) -> list[ColumnElement[bool]]:
         (requests.c.requested_device, wanted.requested_device),
         (devices.c.name, wanted.device),
         (requests.c.environment, wanted.environment),
+        (requests.c.made_by, wanted.made_by),
     )
     found += [exactly(column, value) for column, value in pairs if value is not None]
+    if wanted.whose is not None:
+        found.append(or_(exactly(requests.c.made_by, wanted.whose), exactly(requests.c.assignee, wanted.whose)))
     if wanted.job:
         found.append(_has_job(wanted.job))
     if wanted.search:
@@ -303,14 +324,25 @@ def postpone(conn: Connection, request_id: int, attempt: int, deadline: datetime
     return conn.execute(_POSTPONE, {"row_id": request_id, "row_attempt": attempt, "deadline": deadline}).rowcount == 1
 
 
-def set_expires(conn: Connection, request_id: int, expires: datetime) -> bool:
-    """Move the end of an open request; False when it has ended."""
-    result = conn.execute(
-        update(requests)
-        .where(requests.c.id == request_id, requests.c.state.not_in(END_STATES))
-        .values(expires=expires, version=requests.c.version + 1)
+def set_expires(conn: Connection, request_id: int, expires: datetime, unless_before: datetime | None = None) -> bool:
+    """Move the end of an open request; False when it has ended, or was to end before ``unless_before``."""
+    query = update(requests).where(requests.c.id == request_id, requests.c.state.not_in(END_STATES))
+    if unless_before is not None:
+        query = query.where(requests.c.expires >= unless_before)
+    return conn.execute(query.values(expires=expires, version=requests.c.version + 1)).rowcount == 1
+
+
+def set_criteria(conn: Connection, request_id: int, criteria: str) -> None:
+    """Let a request wait among those with these criteria."""
+    conn.execute(
+        update(requests).where(requests.c.id == request_id).values(criteria=criteria, version=requests.c.version + 1)
     )
-    return result.rowcount == 1
+
+
+def open_of_team(conn: Connection, team_id: int) -> list[Request]:
+    """The requests of a team that have not ended."""
+    query = _SELECT.where(requests.c.team_id == team_id, requests.c.state.not_in(END_STATES)).order_by(requests.c.id)
+    return [_request(text) for text in conn.scalars(query)]
 
 
 def acknowledge(conn: Connection, request_id: int, now: datetime) -> None:
@@ -438,17 +470,25 @@ def groups(conn: Connection) -> list[Group]:
 
 
 def first_in_queue(
-    conn: Connection, *, limit: int, criteria: str | None = None, behind: Request | None = None
+    conn: Connection,
+    *,
+    limit: int,
+    criteria: str | None = None,
+    behind: Request | None = None,
+    without_teams: Collection[int] = (),
 ) -> list[Request]:
     """The first ``limit`` waiting requests, in the order of the queue.
 
-    With ``criteria`` only those of one kind, and then only those behind a certain one.
+    With ``criteria`` only those of one kind, and then only those behind a certain one and without those of some teams.
     """
     if criteria is None:
         return [_request(text) for text in conn.scalars(_QUEUE, {"most": limit})]
     key, number = (behind.queue_key, behind.id) if behind is not None else (-(2**62), 0)
     values = {"most": limit, "wanted": criteria, "last_key": key, "last_id": number}
-    return [_request(text) for text in conn.scalars(_QUEUE_OF, values)]
+    query = _QUEUE_OF
+    if without_teams:
+        query = query.where(or_(requests.c.team_id.is_(None), requests.c.team_id.not_in(sorted(without_teams))))
+    return [_request(text) for text in conn.scalars(query, values)]
 
 
 def place_in_queue(conn: Connection, request: Request) -> int:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,31 @@ from mozpool import resources
 from mozpool.db.engine import Database
 from mozpool.db.tables import metadata
 from mozpool.db.upkeep import KEEP_LOGS
-from mozpool.errors import MozpoolError
+from mozpool.errors import BadInput, MozpoolError
 
 FIRST = "0001"
 """The revision that is the schema of 4.2.1."""
 
 LOGS = ("device_logs", "request_logs")
 """The tables that MySQL partitions by day."""
+
+RIGHTS: Mapping[str, str] = {
+    "alembic_version": "SELECT",
+    "audit": "SELECT, INSERT",
+    "device_logs": "SELECT, INSERT",
+    "request_logs": "SELECT, INSERT",
+    "device_history": "SELECT, INSERT, DELETE",
+    "request_history": "SELECT, INSERT, DELETE",
+    "relay_board_history": "SELECT, INSERT, DELETE",
+    "past_requests": "SELECT, INSERT, DELETE",
+}
+"""What the daemon may do with tables whose rows are not all its own to change: old lines of logs go by ``dbcron``."""
+
+ALL_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
+"""With the other tables."""
+
+CALLED = ("dbcron", "update_log_partitions")
+"""The procedures that the daemon calls; they do more than it may, with the rights of who made them."""
 
 FOR_EVER = 36500
 """Days enough for a repair to drop no log line."""
@@ -102,6 +120,23 @@ def upgrade(database: Database) -> Upgrade:
     return Upgrade(before, tuple(one.words for one in found if one.words not in differs), differs)
 
 
+def grants(database: str, user: str, host: str) -> list[str]:
+    """The statements that give an account what the daemon needs on a MySQL database, and no more.
+
+    Raises BadInput for names that no account has.
+    """
+    for field, value in (("user", user), ("host", host)):
+        if not re.fullmatch(r"[\w.:%/-]{1,255}", value, re.ASCII):
+            raise BadInput.value(field, value, "a name of letters, digits, dots, colons, slashes, dashes and %")
+    quote = mysql.dialect().identifier_preparer.quote_identifier
+    account = f"'{user}'@'{host}'"
+    rights = [
+        f"GRANT {RIGHTS.get(table, ALL_RIGHTS)} ON {quote(database)}.{quote(table)} TO {account}"
+        for table in sorted({*metadata.tables, "alembic_version"})
+    ]
+    return rights + [f"GRANT EXECUTE ON PROCEDURE {quote(database)}.{quote(name)} TO {account}" for name in CALLED]
+
+
 def current(database: Database) -> str | None:
     """The revision of the tables; None for an empty database and one of 4.2.1 that was never upgraded."""
     with database.read() as connection:
@@ -171,7 +206,7 @@ def dump() -> str:
         indexes = sorted(table.indexes, key=lambda index: str(index.name))
         statements += [str(CreateIndex(index).compile(dialect=dialect)) for index in indexes]
     statements.append("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
-    statements.append(f"INSERT INTO alembic_version (version_num) VALUES ('{head()}')")  # noqa: S608 - our own file's name
+    statements.append(f"INSERT INTO alembic_version (version_num) VALUES ('{head()}')")  # noqa: S608 - our own file's name  # nosec B608
     body = re.sub(r" +$", "", ";\n\n".join(one.strip() for one in statements).replace("\t", "    "), flags=re.M)
     procedures = resources.path("sql", "procedures.sql").read_text(encoding="utf-8")
     licence, procedures = procedures.split("\n\n", 1)

@@ -214,6 +214,7 @@ devices = Table(
     Column("going_offline", Integer, nullable=False, server_default="0", comment="lock out if the self-test fails"),
     Column("shuffle", Integer, nullable=False, server_default="0", comment="drawn anew whenever it becomes free"),
     Column("last_seen", UTCDateTime, nullable=True),
+    Column("boot_token", String(64), nullable=True, comment="SHA-256 of what its scripts send back in this boot"),
     Column(
         "leaving",
         Integer,
@@ -262,6 +263,8 @@ requests = Table(
     Column("idempotency_key", String(128), nullable=True, unique=True),
     Column("body_hash", String(40), nullable=True),
     Column("reason", Text, nullable=True, comment="why it failed, was closed, or waits"),
+    Column("made_by", String(256), nullable=True, comment="whose it is; null = made in mode open"),
+    Column("team_id", Id, nullable=True, index=True, comment="whose quota it counts for"),
     *_owner_columns(),
     Index("ix_requests_queue", "state", "criteria", "queue_key", "id"),
     sqlite_autoincrement=True,
@@ -481,3 +484,76 @@ def _log(name: str, key: str, key_type: Any) -> Table:
 
 device_logs = _log("device_logs", "device_id", Id)
 request_logs = _log("request_logs", "request_id", BigId)
+
+teams = Table(
+    "teams",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("max_devices", Integer, nullable=True, comment="at a time; null = as many as there are"),
+    Column("max_duration", Integer, nullable=True, comment="seconds; null = as long as anybody"),
+    Column("environments", Text, nullable=True, comment="JSON list of those it may use; null = all"),
+    Column("groups", Text, nullable=True, comment="JSON list of the OpenID groups whose people are in it"),
+    Column("turn", BigInteger, nullable=False, server_default="0", comment="goes up with every claim that is counted"),
+    **ENGINE,
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("name", String(256), nullable=False, index=True, comment="whose it is: requests belong to this name"),
+    Column("secret_hash", String(64), nullable=False, comment="SHA-256"),
+    Column("role", String(16), nullable=False),
+    Column("team_id", Id, nullable=True),
+    Column("note", String(190), nullable=True),
+    Column("created", UTCDateTime, nullable=False),
+    Column("created_by", String(256), nullable=False),
+    Column("expires", UTCDateTime, nullable=True),
+    Column("revoked", UTCDateTime, nullable=True),
+    Column("last_used", UTCDateTime, nullable=True),
+    Column("last_address", String(64), nullable=True),
+    **ENGINE,
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("secret_hash", String(64), nullable=False, unique=True, comment="SHA-256 of what the cookie holds"),
+    Column("name", String(256), nullable=False, index=True),
+    Column("role", String(16), nullable=False),
+    Column("team_id", Id, nullable=True),
+    Column("token_id", BigId, nullable=True, comment="the token that it was begun with; null = an OpenID sign-on"),
+    Column("created", UTCDateTime, nullable=False),
+    Column("expires", UTCDateTime, nullable=False, index=True),
+    Column("last_used", UTCDateTime, nullable=True),
+    Column("address", String(64), nullable=True),
+    **ENGINE,
+)
+"""Who is signed on in a browser; on any server of the pool."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("ts", UTCDateTime, nullable=False, index=True),
+    Column(
+        "kind", String(16), nullable=False, comment="of who: person, token, device, server, command, job, open, nobody"
+    ),
+    Column("who", String(256), nullable=True),
+    Column("credential", BigInteger, nullable=True, comment="the id of the token"),
+    Column("address", String(64), nullable=True, comment="from where"),
+    Column("server", String(256), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("target", String(256), nullable=True, comment="such as device panda-0001, request 12"),
+    Column("details", Text, nullable=True, comment="JSON, without secrets"),
+    Column("status", Integer, nullable=True, comment="of the answer to an API call"),
+    Column("outcome", String(190), nullable=False, comment="ok, or why not"),
+    Index(conv("ix_audit_who_ts"), "who", "ts"),
+    Index(conv("ix_audit_target_ts"), "target", "ts"),
+    Index(conv("ix_audit_action_ts"), "action", "ts"),
+    Index(conv("ix_audit_status_ts"), "status", "ts"),
+    **ENGINE,
+)
+"""Every change, who made it from where, and what came of it. Rows are added, never changed."""

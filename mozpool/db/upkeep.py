@@ -32,6 +32,7 @@ from mozpool.db.tables import (
     request_history,
     request_logs,
     requests,
+    sessions,
 )
 
 log = logging.getLogger("mozpool.upkeep")
@@ -72,6 +73,7 @@ def run(database: Database, clock: Clock) -> None:
         _delete_before(database, clock, column, now - KEEP_HISTORY)
     _delete_before(database, clock, hosted_jobs.c.ended, now - KEEP_HISTORY)
     _delete_before(database, clock, outbox.c.ended, now - KEEP_OUTBOX)
+    _delete_before(database, clock, sessions.c.expires, now)
     _delete_before(database, clock, pool_samples.c.minute, samples.minute_of(now - KEEP_HISTORY))
     _delete_claims(database, clock, now - KEEP_HISTORY)
 
