@@ -22,12 +22,14 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 from apiflask import APIBlueprint
-from flask import Response, current_app, g, request
+from flask import Response, current_app, g, has_request_context, request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from mozpool.access.audit import note
+from mozpool.access.principal import principal
 from mozpool.clock import Clock
 from mozpool.config import Settings
 from mozpool.db import devices, hosted_jobs
@@ -139,6 +141,7 @@ def device(conn: Connection, ref: str) -> Device:
         found = devices.get(conn, int(ref))
     if found is None:
         raise NotFound(f"there is no device {ref[:64]}", field="device")
+    _name_it(ref, found.name)
     return found
 
 
@@ -149,7 +152,14 @@ def device_key(conn: Connection, ref: str) -> DeviceKey:
         found = devices.key(conn, int(ref))
     if found is None:
         raise NotFound(f"there is no device {ref[:64]}", field="device")
+    _name_it(ref, found.name)
     return found
+
+
+def _name_it(ref: str, name: str) -> None:
+    """Let the audit know a device by its name, however it was spelled in the path."""
+    if ref != name and has_request_context():
+        note(f"device {name}")
 
 
 def read_device(ref: str) -> Device:
@@ -164,6 +174,11 @@ def own_device(ref: str) -> Device:
     found = read_device(ref)
     only_here(found.owner_id, found.owner)
     return found
+
+
+def by(named: str | None) -> str | None:
+    """Who does something, for logs: who calls, else whom the call names."""
+    return principal().name or named
 
 
 # --- Reading ---
@@ -235,7 +250,8 @@ class LogQuery(Input):
 
     limit: Annotated[Whole, Field(ge=1, le=MOST_LINES)] | None = Field(
         None,
-        description="The newest so many lines; without it 100, or with `timeperiod` as many as an answer may have.",
+        description="The newest so many lines; without it 100, or with `timeperiod` as many as an answer may have. It "
+        "has fewer when they are very long: go on with `before`.",
     )
     timeperiod: Seconds | None = Field(None, description="Only lines of the last so many seconds.")
     after: Annotated[Whole, Field(ge=0, le=2**62)] | None = Field(
@@ -275,8 +291,11 @@ def _refuse(constant: str) -> NoReturn:
 def json_body(most: int = MAX_BODY) -> dict[str, Any]:
     """The current call's body of at most so many bytes: a JSON object, without the keys that are null.
 
-    Raises BadInput.
+    ``g.body`` and ``g.assignee`` have it for the audit and the log of calls. Raises BadInput.
     """
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise BadInput(f"Content-Encoding: {encoding[:40]!r}: a body is not unpacked; send the JSON itself")
     raw = request.get_data(cache=True)
     if len(raw) > most:
         raise RequestEntityTooLarge
@@ -293,6 +312,7 @@ def json_body(most: int = MAX_BODY) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput("the body is not a JSON object")
     body = {key: item for key, item in value.items() if item is not None}
+    g.body = body
     assignee = body.get("assignee", body.get("requester"))
     if isinstance(assignee, str):
         g.assignee = assignee[:256]
@@ -475,11 +495,13 @@ View = Callable[..., Response]
 REASONS = {
     302: "It belongs to another imaging server: the same call there (`Location`), with its verb kept.",
     400: "A value is missing or cannot be right; nothing was changed.",
-    403: "A page of a foreign origin called.",
+    401: "Nobody knows who calls, or the credentials are no good.",
+    403: "Who calls may not do this, or a page of a foreign origin called.",
     404: "What was named does not exist; nothing was changed.",
     409: "It is not in the state that this needs; nothing was changed.",
     413: "The body is too large.",
     422: "Well-formed, but nothing that this pool can do.",
+    429: "Too many calls, or bad credentials, came from there: the same call may work after `Retry-After` seconds.",
     502: "The hardware failed, or the imaging server does not answer that a page's call was to be forwarded to.",
     503: "The database is away, or too much is going on: the same call may work after `Retry-After` seconds.",
 }
@@ -505,7 +527,7 @@ def endpoint(
     """
 
     def decorate(view: View) -> View:
-        codes = {*errors, 403, 503} | (set() if body is None else {413}) | ({502} if 302 in errors else set())
+        codes = {*errors, 401, 403, 429, 503} | (set() if body is None else {413}) | ({502} if 302 in errors else set())
         responses: dict[str | int, Any] = {code: {"description": REASONS[code]} for code in sorted(codes)}
         for code, response in responses.items():
             if int(code) >= 400:

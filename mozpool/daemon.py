@@ -11,6 +11,7 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from mozpool import __version__
+from mozpool.access.audit import RETRY, Auditor
+from mozpool.access.servers import keys
 from mozpool.bmm.backends.lambdatest import LambdaTestLauncher
 from mozpool.bmm.cutoff import Cutoff
 from mozpool.bmm.interfaces import BackendContext
@@ -75,6 +78,7 @@ from mozpool.statedriver import Change, Driver, Outcome
 from mozpool.statemachine import Tuning
 from mozpool.takeover import TAKEOVER_LANE, Takeover
 from mozpool.watchdog import Watchdog, exit_now
+from mozpool.web.peers import Peers
 from mozpool.web.services import Services
 
 if TYPE_CHECKING:
@@ -96,6 +100,9 @@ START_JITTER = 5.0
 
 TELLERS = 16
 """Threads that tell others outside what has happened: webhooks, clients, mail servers."""
+
+SEEN_LATELY = 60.0
+"""Seconds within which another server's last sign of life, by its own clock, counts as one of a server that runs."""
 
 OLD_NEWS = timedelta(days=3)
 """Of an imaging server that is away for longer nobody is told again when this one starts."""
@@ -149,7 +156,7 @@ class Daemon:
         database: Database | None = None,
         metronome: Metronome | None = None,
         backends: Mapping[tuple[str, str], object] = NOTHING_BUILT,
-        post: Post = http_post,
+        post: Post | None = None,
         tell: webhook.Post = webhook.post,
         checkpoint: Callable[[str], None] = lambda point: None,
         end_process: Callable[[], None] = exit_now,
@@ -198,9 +205,13 @@ class Daemon:
         self.server_id = self.database.run(
             lambda conn: images.ensure_imaging_server(conn, settings.server.fqdn), repeatable=True
         )
+        self._check_server_key()
         self.logbook = Logbook(self.database, self.clock)
+        self.auditor = Auditor(self.database, self.clock, settings.server.fqdn, settings.auth.audit_log)
         self.timers = Timers(self.clock)
+        self.auditor.on_late = self._audit_later
         self.precedence = Precedence(self.clock)
+        self.auditor.serving = lambda: self.precedence.calls
         urgent = frozenset({MATCH_LANE, TAKEOVER_LANE})
         self.quick = Lanes("quick", QUICK_WORKERS, self.clock, precedence=self.precedence, urgent=urgent)
         self.hardware = Lanes("hardware", settings.lifeguard.workers, self.clock, precedence=self.precedence)
@@ -208,7 +219,15 @@ class Daemon:
             "calls", max(2 * ABREAST, settings.lifeguard.workers // 2), self.clock, precedence=self.precedence
         )
 
-        self.bmm = BMM(registry, self.database, self.clock, settings.server.ipaddress, settings.boards_url, self.lease)
+        self.bmm = BMM(
+            registry,
+            self.database,
+            self.clock,
+            settings.server.ipaddress,
+            settings.boards_url,
+            self.lease,
+            on_no_token=self._boots_without_token,
+        )
         self.seen = Seen(self.clock)
         self.tellers = Lanes("notify", TELLERS, self.clock, precedence=self.precedence)
         self.outbox = Outbox(
@@ -222,7 +241,8 @@ class Daemon:
             workers=self.tellers,
             post=tell,
         )
-        self.links = links = Links(settings.server.fqdn, self.database, post)
+        self.peers = Peers(settings, self.clock)
+        self.links = links = Links(settings.server.fqdn, self.database, post or partial(http_post, self.peers))
         common = {
             "clock": self.clock,
             "rng": self.rng,
@@ -341,6 +361,7 @@ class Daemon:
             lifeguard=self.lifeguard,
             mozpool=self.mozpool,
             presence=self.presence,
+            peers=self.peers,
             lease=self.lease,
             device_effects=self.device_effects,
             hardware=self.hardware,
@@ -348,6 +369,7 @@ class Daemon:
             seen=self.seen,
             metrics=self.metrics,
             watchdog=self.watchdog,
+            auditor=self.auditor,
             stopping=self._stopped.is_set,
         )
         self.metronome = metronome or Metronome(self.clock)
@@ -359,6 +381,24 @@ class Daemon:
         self.inventory = self._inventory(registry)
         self.syslog = SyslogServer(settings.syslog, self.database, self.clock)
         self.rack: Rack | None = None
+
+    def _check_server_key(self) -> None:
+        """Raise ConfigError when other servers of the pool run, and would take no call of this one."""
+        settings = self.settings
+        if settings.auth_mode == "open" or keys(settings):
+            return
+        with self.database.read() as conn:
+            found = [server for server in servers.find(conn) if server.id != self.server_id and server.presence]
+        since = self.clock.now() - timedelta(seconds=max(settings.server.away_after, SEEN_LATELY))
+        up = [each.fqdn for each in found if each.presence and not each.presence.stopped and each.presence.seen > since]
+        problem = "is not set: the imaging servers of a pool sign their calls to each other with it; {} {}"
+        if up:
+            file = settings.source or Path("config.ini")
+            line = settings.lines.get(("auth", "server_key"))
+            raise ConfigError([Problem(file, line, "auth", "server_key", problem.format(", ".join(up), "is running"))])
+        if found:
+            names = ", ".join(each.fqdn for each in found)
+            log.warning("[auth] server_key %s", problem.format(names, "was in this pool, too"))
 
     def _netboot(self) -> NetbootService:
         within_lease: dict[str, Any] = {}
@@ -414,7 +454,9 @@ class Daemon:
         if not settings.sync_interval:
             return None
         source = source_of(settings)
-        sync = InventorySync(source, self.database, self.clock, self.rng, self.settings, registry, self.logbook)
+        sync = InventorySync(
+            source, self.database, self.clock, self.rng, self.settings, registry, self.logbook, by_hand=False
+        )
         return Background(sync, self.clock, settings.sync_interval, self._inventory_changed)
 
     def _inventory_changed(self) -> None:
@@ -530,6 +572,7 @@ class Daemon:
                 self.leaving.look_soon()
             # Some are due at once then, which only their rows tell.
             is_due = device is None or device.state == "maintenance_mode" or device.is_hosted
+            is_due = is_due or outcome.decision.event == "revoke"
             if not is_due and not self.settings.pool.verify_on_return:
                 self.devices.amend(
                     before.device_id,
@@ -604,6 +647,8 @@ class Daemon:
         self.syslog.start()
         self.logbook.start()
         self.timers.start()
+        if self.auditor.late:
+            self._audit_later()
         interval = self.settings.pool.scan_interval
         self.metronome.every(self.settings.server.heartbeat_interval, self.give_sign, "presence", now=True)
         self.metronome.every(interval, self.scan, "scan")
@@ -667,6 +712,17 @@ class Daemon:
         else:
             self.logbook.add("device", found.id, device, "bmm", line)
 
+    def _boots_without_token(self, device: str, pxe_config: str) -> None:
+        if self.settings.device_events == "token":
+            why = "no event of this boot will be taken ([auth] device_events = token)"
+            self._say(device, f"PXE config {pxe_config} has no %TOKEN%: {why}")
+
+    def _audit_later(self) -> None:
+        """Rows of the audit that the database did not take are tried again."""
+        self.timers.set(
+            "audit", RETRY, lambda: self.quick.submit("audit", self.auditor.retry, "late rows of the audit")
+        )
+
     def tidy_up(self) -> None:
         """Let what is too old go: log lines, histories, requests that ended long ago."""
         try:
@@ -721,5 +777,6 @@ class Daemon:
         if self.netboot is not None:
             self.netboot.stop()
         self.cutoff.close()
+        self.auditor.stop()
         self.logbook.stop()
         self.database.dispose()

@@ -14,6 +14,8 @@ from apiflask import APIFlask
 from flask import Response, g, has_request_context, request
 
 from mozpool import __version__, resources
+from mozpool.access import servers
+from mozpool.access.principal import principal
 from mozpool.apikit import MAX_BODY, SITE, LongPolls, Site
 from mozpool.bmm import api as bmm_api
 from mozpool.bmm import catalogueapi
@@ -23,11 +25,31 @@ from mozpool.notify import api as notify_api
 from mozpool.pool import api as pool_api
 from mozpool.pool.repeats import Repeats
 from mozpool.precedence import Precedence
-from mozpool.web import errors, files, monitoring, openapi, origins, pages, reportapi
+from mozpool.web import (
+    accessapi,
+    audit,
+    auditapi,
+    devicecalls,
+    errors,
+    files,
+    gate,
+    headers,
+    monitoring,
+    openapi,
+    origins,
+    pages,
+    rates,
+    reportapi,
+    sessionapi,
+)
 from mozpool.web.monitoring import MONITORING, QUIET, Monitoring
+from mozpool.web.oidc import Provider
 from mozpool.web.pages.base import STAMP, Fresh, Stamp
 from mozpool.web.pages.catalogue import CATALOGUE, catalogue_rows
 from mozpool.web.pages.overview import OVERVIEW, Overviews
+from mozpool.web.pages.signon import PROVIDER
+from mozpool.web.peers import PEERS
+from mozpool.web.rates import Rates
 from mozpool.web.services import Services
 
 if TYPE_CHECKING:
@@ -64,9 +86,18 @@ def create_app(services: Services) -> APIFlask:
     app.extensions[STAMP] = Stamp(site)
     app.extensions[CATALOGUE] = Fresh(site, lambda: catalogue_rows(site))
     app.extensions[OVERVIEW] = Overviews(site)
+    app.extensions[PEERS] = services.peers
     app.extensions[MONITORING] = Monitoring(services, site)
+    if settings.auth_mode == "oidc":
+        app.extensions[PROVIDER] = Provider(settings, services.clock)
     _watch_calls(app, services)
+    audit.register(app, site, services.auditor)
+    headers.register(app, settings.server.hsts)
+    rates.register(app, Rates(services.clock, settings.server.rate_limit))
     origins.register(app, site)
+    servers.register(app, settings, services.clock)
+    devicecalls.register(app, site, services.lifeguard)
+    gate.register(app, site)
     app.wsgi_app = _preceding(app.wsgi_app, services.precedence)  # type: ignore[method-assign, assignment]
     return app
 
@@ -99,7 +130,8 @@ def bare_app() -> APIFlask:
     app.config["MAX_FORM_MEMORY_SIZE"] = MAX_BODY
     errors.register(app)
     openapi.register(app)
-    apis = (pool_api, lifeguard_api, bmm_api, catalogueapi, reportapi, notify_api, monitoring)
+    layers = (pool_api, lifeguard_api, bmm_api, catalogueapi, notify_api)
+    apis = (*layers, accessapi, sessionapi, auditapi, reportapi, monitoring)
     for blueprint in (*(api.blueprint for api in apis), monitoring.scraped, files.blueprint, pages.blueprint):
         app.register_blueprint(blueprint)
     return app
@@ -133,7 +165,7 @@ def _watch_calls(app: APIFlask, services: Services) -> None:
         )
         is_worth_it = request.path.startswith("/api/") and request.path.rstrip("/") not in QUIET
         if log_requests and (is_worth_it or said.status_code >= 400):
-            who = quote(g.get("assignee", "-"), safe="@.+-_: ")
+            who = quote(principal().name or g.get("assignee", "-"), safe="@.+-_: ")
             path = quote(request.path, safe="/")
             access_log.info(
                 "%s %s %s %s %d %.0f ms",

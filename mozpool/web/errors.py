@@ -6,19 +6,21 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from apiflask import APIFlask
 from flask import Response, make_response, render_template, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadHost, HTTPException
 
 from mozpool.apikit import Elsewhere, answer
-from mozpool.errors import DatabaseAway, MozpoolError, NotOurs
+from mozpool.errors import DatabaseAway, MozpoolError, NotOurs, TooManyCalls, Unauthorized
 from mozpool.web import forward
 
 log = logging.getLogger("mozpool.web")
 
 CODES = {
     400: "bad_input",
+    401: "unauthorized",
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
@@ -38,7 +40,12 @@ def register(app: APIFlask) -> None:
     def domain_error(error: MozpoolError) -> Response:
         if error.status >= 500 and error.status != DatabaseAway.status:
             log.warning("%s %s: %s", request.method, request.path, error.message)
-        return error_answer(error.status, error.code, error.message, error.field)
+        said = error_answer(error.status, error.code, error.message, error.field)
+        if isinstance(error, Unauthorized):
+            said.headers["WWW-Authenticate"] = 'Bearer realm="mozpool"'
+        elif isinstance(error, TooManyCalls):
+            said.headers["Retry-After"] = str(math.ceil(error.seconds))
+        return said
 
     @app.errorhandler(NotOurs)
     def not_ours(error: NotOurs) -> Response:
@@ -84,7 +91,7 @@ def _sentence(error: HTTPException, status: int) -> str:
 
 def error_answer(status: int, code: str, message: str, field: str | None) -> Response:
     """An error in the form that fits the caller."""
-    if _wants_page():
+    if wants_page():
         said = make_response(render_template("error.html", status=status, message=message), status)
     else:
         said = answer({"error": {"code": code, "message": message, "field": field}}, status)
@@ -93,7 +100,9 @@ def error_answer(status: int, code: str, message: str, field: str | None) -> Res
     return said
 
 
-def _wants_page() -> bool:
-    """Whether a browser asks for something that is not the API."""
+def wants_page() -> bool:
+    """Whether a browser asks for something that is not the API, by a name that pages can have addresses with."""
+    if isinstance(request.routing_exception, BadHost):
+        return False
     path = request.path
     return not (path == "/api" or path.startswith("/api/")) and request.accept_mimetypes.accept_html

@@ -10,14 +10,21 @@ A browser that followed a redirect would call another origin, and repeat a POST 
 from __future__ import annotations
 
 import requests as http
-from flask import Response, request
+from flask import Response, g, request
 
-from mozpool.apikit import Elsewhere, site
+from mozpool.access.principal import principal
+from mozpool.apikit import Elsewhere
 from mozpool.bmm import httpio
-from mozpool.clock import Deadline
 from mozpool.errors import MozpoolError
+from mozpool.web.peers import peers
 
 HEADER = "Mozpool-Forward"
+
+CALLER = "Mozpool-Caller"
+"""The header that says from which address the call came that is forwarded."""
+
+ME = "mozpool_me"
+"""The cookie that says who is at the browser."""
 
 LIMIT = 25.0
 """Seconds that a call may take in all: somewhat less than pages wait."""
@@ -35,21 +42,32 @@ def is_wanted() -> bool:
     return HEADER in request.headers
 
 
+def is_forwarded() -> bool:
+    """Whether another server has answered the current call."""
+    return bool(g.get("is_forwarded"))
+
+
 def forward(elsewhere: Elsewhere) -> Response:
-    """Make the current call on the server that it belongs to. Raises NotReached."""
+    """Make the current call on the server that it belongs to, for who makes it. Raises NotReached."""
+    headers = {CALLER: request.remote_addr or ""}
+    if ME in request.cookies:
+        headers["Cookie"] = f"{ME}={request.cookies[ME]}"
     try:
-        with httpio.session(Deadline(site().clock, LIMIT)) as session:
-            said = session.request(
-                request.method,
-                elsewhere.location,
-                data=request.get_data(),
-                headers={"Content-Type": "application/json"},
-            )
+        said = peers().call(
+            elsewhere.server,
+            request.method,
+            elsewhere.location,
+            request.get_data(),
+            LIMIT,
+            on_behalf=principal(),
+            headers=headers,
+        )
     except httpio.CallError as error:
         why = str(error)
     except http.RequestException as error:
         why = type(error).__name__
     else:
+        g.is_forwarded = True
         return _same(said)
     raise NotReached(f"imaging server {elsewhere.server}, which it belongs to, does not answer: {why}")
 

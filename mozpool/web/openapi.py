@@ -13,6 +13,8 @@ from typing import Any
 from apiflask import APIFlask
 from pydantic import BaseModel
 
+from mozpool.access.matrix import RULES
+from mozpool.access.principal import Role
 from mozpool.apikit import OPERATION, ErrorAnswer, Operation
 
 DESCRIPTION = """\
@@ -29,8 +31,10 @@ TAGS = {
     "BMM": "The hardware itself, and what is known of it.",
     "Monitoring": "Whether a server lives and is ready, and how the pool is doing.",
     "Catalogue": "Images, hardware types, PXE configs and environments: what there is to choose from.",
+    "Access": "Who may do what: tokens, teams, and who is signed on. `docs/access.md` tells the rules.",
     "Reports": "How the pool was used, and what fails: `docs/reports.md` says what the numbers mean.",
     "Notifications": "Who is told what has happened.",
+    "Audit": "Who changed what: `docs/audit.md` says what is in it.",
 }
 
 REFS = "#/components/schemas/{model}"
@@ -56,8 +60,18 @@ def register(app: APIFlask) -> None:
             operation = getattr(view, OPERATION, None)
             if isinstance(operation, Operation):
                 path = re.sub(r"<(?:[^<:>]+:)?([^>]+)>", r"{\1}", rule.rule)
+                least = RULES[rule.endpoint].least
                 for method, described in spec["paths"][path].items():
                     _complete(described, method, operation, schemas)
+                    if least > Role.NOBODY:
+                        described["security"] = [{"token": []}]
+        spec["components"]["securitySchemes"] = {
+            "token": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "A token, in other modes than open. Browsers send the cookie of their session instead.",
+            }
+        }
         spec["components"]["schemas"] = dict(sorted(schemas.items()))
         spec["paths"] = dict(sorted(spec["paths"].items()))
         return spec
@@ -98,8 +112,22 @@ def _parameters(model: type[BaseModel], schemas: dict[str, Any]) -> list[dict[st
     return found
 
 
+BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
+"""What pydantic calls bounds of values that are looked at before they are read, and what JSON Schema calls them."""
+
+
+def _bounded(schema: Any) -> Any:
+    """The schema, with its bounds by their right names."""
+    if isinstance(schema, list):
+        return [_bounded(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    is_number = schema.get("type") in ("integer", "number")
+    return {BOUNDS.get(key, key) if is_number else key: _bounded(value) for key, value in schema.items()}
+
+
 def _schema(model: type[BaseModel], schemas: dict[str, Any]) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template=REFS)
+    schema: dict[str, Any] = _bounded(model.model_json_schema(ref_template=REFS))
     for name, definition in schema.pop("$defs", {}).items():
         schemas.setdefault(name, definition)
     return schema

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from apiflask import APIFlask
 from flask import Response, g, request
 
-from mozpool.apikit import Site, done
+from mozpool.apikit import Site, done, site
 from mozpool.db import images
 from mozpool.errors import Forbidden
 
@@ -30,14 +30,17 @@ class Origins:
         self._read: float | None = None
 
     def is_own(self, origin: str, host: str) -> bool:
-        """Whether the page came from this server: by its own name, or by the address that this call went to.
+        """Whether the page came from this server: by its own names, or by the address that this call went to.
 
         A foreign name does not become ours by resolving to our address (DNS rebinding).
         """
-        name, own = _name(origin), _bare(self._site.settings.server.fqdn)
+        settings = self._site.settings
+        name, own = _name(origin), _bare(settings.server.fqdn)
         if name is None:
             return False
-        return name == own or (name == _bare(host) and (_host(name) == _host(own) or _is_address(_host(name))))
+        return name in (own, _name(settings.public_url)) or (
+            name == _bare(host) and (_host(name) == _host(own) or _is_address(_host(name)))
+        )
 
     def is_allowed(self, origin: str) -> bool:
         """Whether pages of this origin may call. Raises DatabaseAway."""
@@ -56,6 +59,20 @@ class Origins:
                     self._servers = frozenset(_bare(name) for name in images.imaging_server_names(conn))
                 self._read = now
             return self._servers
+
+
+def only_own_page() -> None:
+    """Raise Forbidden unless the current call, which changes something, was made by a page of this server.
+
+    Browsers say so of every POST: by ``Origin`` or, where a page keeps its address to itself, by ``Sec-Fetch-Site``.
+    """
+    origin = request.headers.get("Origin", "null")
+    if origin == "null":
+        is_own = request.headers.get("Sec-Fetch-Site") == "same-origin"
+    else:
+        is_own = Origins(site()).is_own(origin, request.host)
+    if not is_own:
+        raise Forbidden("the call does not come from a page of this server")
 
 
 def _bare(name: str) -> str:
@@ -88,6 +105,9 @@ def _name(origin: str) -> str | None:
 def register(app: APIFlask, site: Site) -> None:
     """Apply the rule to the API's paths."""
     origins = Origins(site)
+    allowed_headers = "Content-Type, Idempotency-Key"
+    if site.settings.auth_mode != "open":
+        allowed_headers += ", Authorization"
 
     @app.before_request
     def check() -> Response | None:
@@ -113,7 +133,7 @@ def register(app: APIFlask, site: Site) -> None:
         said.headers["Access-Control-Allow-Origin"] = origin
         if request.method == "OPTIONS":
             said.headers["Access-Control-Allow-Methods"] = "GET, POST"
-            said.headers["Access-Control-Allow-Headers"] = "Content-Type, Idempotency-Key"
+            said.headers["Access-Control-Allow-Headers"] = allowed_headers
             said.headers["Access-Control-Max-Age"] = "600"
         else:
             said.headers["Access-Control-Expose-Headers"] = "Location, Retry-After"

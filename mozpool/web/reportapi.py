@@ -141,13 +141,13 @@ def _as_csv(made: Made, rows: Iterable[Sequence[Value]]) -> Response:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(column.name for column in made.report.columns)
-    writer.writerows([_harmless(value) for value in row] for row in rows)
+    writer.writerows([harmless(value) for value in row] for row in rows)
     said = Response(text.getvalue(), mimetype=CSV)
     day = made.asked.span.until.strftime("%Y-%m-%d")
     said.headers["Content-Disposition"] = f'attachment; filename="mozpool-{made.report.name}-{day}.csv"'
     return said
 
 
-def _harmless(value: Value) -> Value:
+def harmless(value: Value) -> Value:
     """A value that no spreadsheet takes for a formula: people choose names and comments, and others open the file."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mozpool.access.audit import Auditor
 from mozpool.bmm.service import BMM
 from mozpool.clock import Clock
 from mozpool.config import Settings
@@ -24,6 +25,7 @@ from mozpool.precedence import Precedence
 from mozpool.presence import Presence
 from mozpool.seen import Seen
 from mozpool.watchdog import Watchdog
+from mozpool.web.peers import Peers
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Services:
     lifeguard: LifeGuard
     mozpool: MozPool
     presence: Presence
+    peers: Peers
     lease: Lease
     device_effects: Effects[Device]
     hardware: Lanes
@@ -48,5 +51,6 @@ class Services:
     seen: Seen
     metrics: Metrics
     watchdog: Watchdog
+    auditor: Auditor
     stopping: Callable[[], bool]
     """Whether this server has been told to stop."""

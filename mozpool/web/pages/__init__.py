@@ -4,6 +4,8 @@
 """The HTML pages: importing this registers them all on one blueprint."""
 
 from mozpool.web.pages import (
+    access,
+    audit,
     catalogue,
     device,
     devices,
@@ -15,10 +17,13 @@ from mozpool.web.pages import (
     reports,
     requests,
     servers,
+    signon,
 )
 from mozpool.web.pages.base import blueprint
 
 __all__ = [
+    "access",
+    "audit",
     "blueprint",
     "catalogue",
     "device",
@@ -31,4 +36,5 @@ __all__ = [
     "reports",
     "requests",
     "servers",
+    "signon",
 ]

@@ -19,12 +19,15 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import unquote
 
 from apiflask import APIBlueprint
-from flask import Response, current_app, make_response, render_template, request
+from flask import Response, current_app, g, make_response, render_template, request
 from markupsafe import Markup, escape
 
 from mozpool import __version__
+from mozpool.access.matrix import RULES
+from mozpool.access.principal import Kind, Role, principal
 from mozpool.apikit import Site, site
 from mozpool.db import stamps
+from mozpool.db.requests import Request
 from mozpool.lifeguard.devicemachine import category
 from mozpool.web import forward
 
@@ -39,8 +42,7 @@ FRESH = 1.0
 STAMP = "mozpool.stamp"
 """The key of the :class:`Stamp` in the application's extensions."""
 
-ME = "mozpool_me"
-"""The cookie that says who is at the browser."""
+ME = forward.ME
 
 MOST_PAGES = 1_000_000
 """The last page of a list that an address may ask for."""
@@ -56,6 +58,7 @@ NAVIGATION = (
     ("Hardware types", "pages.hardware_types"),
     ("Environments", "pages.environments_page"),
     ("Servers", "pages.server_page"),
+    ("Audit", "pages.audit_page"),
     ("API", "pages.api_docs"),
 )
 """The pages that every page leads to: title and endpoint."""
@@ -132,7 +135,8 @@ def pool_stamp() -> str:
 def _etag(text: str) -> str:
     """Also names what the same data would look different by: the address, who asks, the day (see :func:`moment`)."""
     day = site().clock.now().date().isoformat()
-    parts = (__version__, request.full_path, request.cookies.get(ME, ""), day, text)
+    who = principal()
+    parts = (__version__, request.full_path, f"{me()} {who.role} {who.session}", day, text)
     return hashlib.sha1("\0".join(parts).encode(errors="replace"), usedforsecurity=False).hexdigest()
 
 
@@ -140,13 +144,23 @@ def _with_etag(said: Response, etag: str | None) -> Response:
     if etag is not None:
         said.set_etag(etag)
     said.cache_control.no_cache = True
+    said.cache_control.private = True
     said.vary.add(PART)
     return said
 
 
 def me() -> str:
-    """Who is at the browser, as far as it says; empty when it does not."""
+    """Who is at the browser: whoever is signed on; in mode open as far as it says. Empty for nobody."""
+    who = principal()
+    if who.kind is not Kind.OPEN:
+        return who.name or ""
     return unquote(request.cookies.get(ME, ""))[:256].strip()
+
+
+def is_mine(row: Request) -> bool:
+    """Whether a request is that of whoever is at the browser: in mode open, by the name that it is for."""
+    who = principal()
+    return row.assignee == me() if who.kind is Kind.OPEN else who.owns(row.made_by)
 
 
 def whole(key: str, otherwise: int, *, least: int, most: int) -> int:
@@ -158,14 +172,34 @@ def whole(key: str, otherwise: int, *, least: int, most: int) -> int:
 @blueprint.app_context_processor
 def common() -> dict[str, Any]:
     """What every template may use."""
-    here = site()
+    here, who = site(), principal()
     return {
         "server": here.settings.server.fqdn,
         "version": __version__,
         "me": me(),
+        "caller": who,
+        "csrf": g.get("csrf"),
+        "is_open": who.kind is Kind.OPEN,
         "now": here.clock.now(),
-        "navigation": NAVIGATION,
+        "navigation": NAVIGATION if who.role >= Role.VIEWER else (),
     }
+
+
+@blueprint.app_template_global("may")
+def may(endpoint: str, made_by: str | None = None) -> bool:
+    """Whether whoever looks may make a call; ``made_by`` is whose the request is that it is about, or the request that
+    holds the device that it is about."""
+    rule, who = RULES[endpoint], principal()
+    return who.role >= rule.least or (rule.holder and who.role >= Role.USER and who.owns(made_by))
+
+
+@blueprint.app_template_global("may_call")
+def may_call(path: str, verb: str = "POST", made_by: str | None = None) -> bool:
+    """:func:`may`, by the path of the call."""
+    if principal().role is Role.ADMIN:
+        return True
+    endpoint, _ = current_app.url_map.bind("localhost").match(path.partition("?")[0], method=verb)
+    return may(endpoint, made_by)
 
 
 # --- How templates write things ---
@@ -200,7 +234,7 @@ def span(value: timedelta) -> str:
 @blueprint.app_template_filter("ticks")
 def ticks(text: str) -> Markup:
     """What stands between backticks becomes code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped before
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped before  # nosec B704
 
 
 @blueprint.app_template_filter("kind")
@@ -224,15 +258,4 @@ def show_at_once(said: Response) -> Response:
         for found in current_app.extensions.values():
             if isinstance(found, Fresh):
                 found.forget()
-    return said
-
-
-@blueprint.after_request
-def keep_to_ourselves(said: Response) -> Response:
-    """Pages load nothing but our own files, and run nothing that stands in them."""
-    if said.mimetype == "text/html":
-        said.headers["Content-Security-Policy"] = (
-            "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-        )
-        said.headers["X-Content-Type-Options"] = "nosniff"
     return said

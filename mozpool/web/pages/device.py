@@ -31,7 +31,7 @@ from mozpool.errors import HardwareError, MozpoolError
 from mozpool.lifeguard.api import lifeguard, waits_for
 from mozpool.lifeguard.devicemachine import category
 from mozpool.lifeguard.states.hosted import JobRunning
-from mozpool.web.pages.base import blueprint, live, me, span, whole
+from mozpool.web.pages.base import blueprint, is_mine, live, me, span, whole
 
 ROWS = 15
 """Rows of the timeline, and of those who had the device, until somebody asks for more."""
@@ -157,8 +157,8 @@ def _look(row: Device, holder: Request | None, can: Abilities) -> dict[str, Any]
         past = claims.of_device(conn, row.id, had + 1)
         days = _days(conn, row)
     busy = category(row.state, claimed=False) == "processing"
-    is_mine = holder is not None and holder.assignee == me()
-    disturbs = "" if is_mine and not busy else _disturbs(row, holder, busy)
+    own = holder is not None and is_mine(holder)
+    disturbs = "" if own and not busy else _disturbs(row, holder, busy)
     return {
         "row": row,
         "category": category(row.state, row.claim_id is not None),
@@ -173,9 +173,9 @@ def _look(row: Device, holder: Request | None, can: Abilities) -> dict[str, Any]
             event for event in _PLEASES if machine.expects(row.state, event) and not machine.stays(row.state, event)
         },
         "holder": holder,
-        "is_mine": is_mine,
+        "is_mine": own,
         "who": _actor(None),
-        "actor": _actor(holder if is_mine else None),
+        "actor": _actor(holder if own else None),
         "busy": busy,
         "disturbs": disturbs,
         "warnings": {

@@ -30,7 +30,7 @@ TIMEOUT 1
 LABEL live
     KERNEL KERNEL-FILE
     INITRD INITRD-FILE
-    APPEND ip=dhcp rw mobile-imaging-url=%URL%/scripts/SECOND-STAGE.sh
+    APPEND ip=dhcp rw mozpool-token=%TOKEN% mobile-imaging-url=%URL%/scripts/SECOND-STAGE.sh
 """
 """What a new PXE config begins as."""
 

@@ -22,6 +22,7 @@ from mozpool.db.history import StateChange
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_history
 from mozpool.errors import NotFound
+from mozpool.notify.outbox import host_of
 from mozpool.pool.api import job_of, mozpool, request_number
 from mozpool.web.pages.base import MOST_PAGES, blueprint, live, me, pool_stamp, whole
 
@@ -75,7 +76,7 @@ def _list() -> dict[str, Any]:
     whose = _given("whose") if _given("whose") in ("mine", "all") else ("mine" if own else "all")
     wanted = requests.Filter(
         include_closed=bool(_given("closed")),
-        assignee=(own or "\0nobody") if whose == "mine" else None,
+        whose=(own or "\0nobody") if whose == "mine" else None,
         state=_given("state") or None,
         environment=_given("environment") or None,
         search=_given("search") or None,
@@ -226,6 +227,7 @@ def _one(row: Request, device: Device | None) -> dict[str, Any]:
     machine = mozpool().driver.machine
     return {
         "row": row,
+        "callback": host_of(row.callback_url) if row.callback_url else None,
         "device": device,
         "agent": None if device is None else _agent(device),
         "meaning": machine.meaning_of(row.state),

@@ -19,6 +19,7 @@ from mozpool.db.servers import Presence
 from mozpool.lifeguard.inventory.sync import JOB
 from mozpool.notify import api as notify
 from mozpool.web.pages.base import blueprint, live
+from mozpool.web.peers import peers
 
 UP, LOST, STOPPED, NEVER = "up", "lost", "stopped", "never started"
 
@@ -143,6 +144,8 @@ def _look() -> dict[str, Any]:
     return {
         "groups": groups,
         "missed": [row for row in rows if row.is_missed],
+        "lacks_key": peers().lacks_key and len(rows) > 1,
+        "refused": sorted(peers().refused.items()),
         "told": told,
         "inventory": job,
         "is_read": job is not None and job.is_held(here.clock.now()),
