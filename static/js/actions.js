@@ -201,9 +201,9 @@ document.addEventListener("click", (event) => {
 async function copy(button) {
   try {
     await navigator.clipboard.writeText(button.dataset.copy);
-    tell(`Copied: ${button.dataset.copy}`);
+    tell("secret" in button.dataset ? "Copied." : `Copied: ${button.dataset.copy}`);
   } catch {
-    tell(`It can't be copied here: ${button.dataset.copy}`, "failed");
+    tell("secret" in button.dataset ? "It can't be copied here: mark it." : `It can't be copied here: ${button.dataset.copy}`, "failed");
   }
 }
 

@@ -6,6 +6,9 @@
 
 const LIMIT = 30000;
 
+/* What shows the server that a call comes from one of its pages (mozpool/web/signon.py). */
+const csrf = document.querySelector("meta[name=csrf]")?.content;
+
 /** What went wrong, in words; `field` names the input that is to blame, if one is. */
 export class CallError extends Error {
   constructor(message, field = null, status = 0) {
@@ -22,7 +25,11 @@ export async function call(path, { method = "POST", body = undefined, limit = LI
     answer = await fetch(path, {
       method,
       cache: "no-store",
-      headers: { "Mozpool-Forward": "1", ...(body === undefined ? {} : { "Content-Type": "application/json" }) },
+      headers: {
+        "Mozpool-Forward": "1",
+        ...(csrf ? { "Mozpool-Csrf": csrf } : {}),
+        ...(body === undefined ? {} : { "Content-Type": "application/json" }),
+      },
       body: body === undefined ? undefined : JSON.stringify(body),
       signal: AbortSignal.timeout(limit),
     });

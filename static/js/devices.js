@@ -12,7 +12,7 @@ import { filter, savedLinks } from "./saved.js";
 
 const bar = document.getElementById("bulk");
 const list = document.getElementById("list");
-const me = document.getElementById("me-name").value;
+const me = document.documentElement.dataset.me;
 const many = (number, what = "device") => `${number} ${what}${number === 1 ? "" : "s"}`;
 const path = (name, rest) => `/api/device/${encodeURIComponent(name)}/${rest}/`;
 const by = me ? { assignee: me } : {};

@@ -13,6 +13,7 @@ import { Idiomorph } from "../vendor/idiomorph.esm.js";
 const PAUSE = 2000;
 const LIMIT = 10000;
 const away = document.getElementById("away");
+const signedOff = document.getElementById("signed-off");
 const listeners = [];
 let etag = document.documentElement.dataset.etag || null;
 let running = null;
@@ -36,6 +37,7 @@ async function ask() {
   try {
     const answer = await fetch(address, {
       cache: "no-store",
+      redirect: "manual",
       headers: { "Mozpool-Part": "1", ...(etag ? { "If-None-Match": etag } : {}) },
       signal: AbortSignal.timeout(LIMIT),
     });
@@ -43,7 +45,10 @@ async function ask() {
       etag = answer.headers.get("ETag");
       update(await answer.text());
     }
-    away.hidden = answer.ok || answer.status === 304;
+    // Whoever is not signed on any more is sent to where they can sign on.
+    const isOff = signedOff !== null && answer.type === "opaqueredirect";
+    if (signedOff) signedOff.hidden = !isOff;
+    away.hidden = answer.ok || answer.status === 304 || isOff;
   } catch {
     away.hidden = false;
   }
