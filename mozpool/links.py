@@ -8,6 +8,7 @@ The only part that knows both MozPool and LifeGuard, so that neither needs to kn
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -15,7 +16,6 @@ from urllib.parse import quote
 import requests as http
 
 from mozpool.bmm import httpio
-from mozpool.clock import Clock, Deadline
 from mozpool.db import devices, requests
 from mozpool.db.engine import Database
 from mozpool.errors import DatabaseAway, NotOurs
@@ -23,6 +23,7 @@ from mozpool.lifeguard.service import LifeGuard
 from mozpool.pool.link import LinkError, Reply
 from mozpool.pool.service import MozPool
 from mozpool.seen import KEY, event_id
+from mozpool.web.peers import Peers
 
 T = TypeVar("T")
 
@@ -34,16 +35,16 @@ Post = Callable[[str, str, Mapping[str, Any]], Mapping[str, Any]]
 """POSTs a JSON object to a path of an imaging server (its fqdn); answers its JSON. Raises LinkError."""
 
 
-def http_post(server: str, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+def http_post(peers: Peers, server: str, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
     """POST by HTTP; the whole call is over within HTTP_LIMIT. Raises LinkError."""
     try:
-        with httpio.session(Deadline(Clock(), HTTP_LIMIT)) as session:
-            answer = session.post(f"http://{server}{path}", json=dict(body))
+        content = json.dumps(dict(body)).encode()
+        answer = peers.call(server, "POST", f"http://{server}{path}", content, HTTP_LIMIT)
         answer.raise_for_status()
         said = answer.json()
     except httpio.CallError as error:
         raise LinkError(f"imaging server {server} does not answer: {error}") from error
-    except (http.RequestException, ValueError) as error:
+    except (http.RequestException, ValueError, RecursionError) as error:
         raise LinkError(f"imaging server {server} does not answer ({type(error).__name__})") from error
     if answer.status_code != 200 or not isinstance(said, dict):
         raise LinkError(f"imaging server {server} answered {answer.status_code}")
@@ -56,7 +57,7 @@ class Links:
     Each event that is sent has an id (:mod:`mozpool.seen`), derived from the claim that it is about.
     """
 
-    def __init__(self, own_name: str, database: Database, post: Post = http_post) -> None:
+    def __init__(self, own_name: str, database: Database, post: Post) -> None:
         """``own_name`` is this imaging server's fqdn. The layers are plugged in by :meth:`connect`."""
         self._post = post
         self._own_name = own_name

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
@@ -99,33 +99,36 @@ class Handles:
 
     events: tuple[str, ...]
     to: tuple[str, ...]
+    reported: bool = False
 
 
 def _names(to: str | Iterable[str]) -> tuple[str, ...]:
     return (to,) if isinstance(to, str) else tuple(to)
 
 
-def on(*events: str, to: str | Iterable[str]) -> Callable[[Handler], Handler]:
+def on(*events: str, to: str | Iterable[str], reported: bool = False) -> Callable[[Handler], Handler]:
     """Declare that a method handles ``events`` and may lead to the states ``to``.
 
     The method answers one of these, or :data:`STAY`; with a single target, answering nothing means that one.
+    ``reported``: the thing that the row stands for tells these events of itself.
     """
 
     def declare(handler: Handler) -> Handler:
-        handler.handles = (*getattr(handler, "handles", ()), Handles(events, _names(to)))  # type: ignore[attr-defined]
+        declared = Handles(events, _names(to), reported)
+        handler.handles = (*getattr(handler, "handles", ()), declared)  # type: ignore[attr-defined]
         return handler
 
     return declare
 
 
-def when(event: str, to: str) -> Handler:
+def when(event: str, to: str, *, reported: bool = False) -> Handler:
     """A handler for the plain case: ``event`` leads to ``to`` and nothing else happens."""
 
     def go(self: Any, ctx: Context[Any]) -> str | None:
         return None
 
     go.__doc__ = f"``{event}`` leads to ``{to}``."
-    return on(event, to=to)(go)
+    return on(event, to=to, reported=reported)(go)
 
 
 def entry(to: str | Iterable[str]) -> Callable[[Handler], Handler]:
@@ -161,12 +164,23 @@ class State(Generic[Row]):
     def handlers(cls) -> dict[str, tuple[Handler, tuple[str, ...]]]:
         """Event → handler and its declared targets, inherited ones included."""
         found: dict[str, tuple[Handler, tuple[str, ...]]] = {}
+        for name, declared in cls._declarations():
+            # By name: a subclass may override the method and inherit the declaration.
+            found.update((event, (getattr(cls, name), declared.to)) for event in declared.events)
+        return found
+
+    @classmethod
+    def reported(cls) -> frozenset[str]:
+        """The events that the thing which a row stands for tells of itself."""
+        return frozenset(event for _, declared in cls._declarations() if declared.reported for event in declared.events)
+
+    @classmethod
+    def _declarations(cls) -> Iterator[tuple[str, Handles]]:
+        """The name of each handler and what it declares; those of base classes first."""
         for klass in reversed(cls.__mro__):
             for name, member in vars(klass).items():
                 for declared in getattr(member, "handles", ()):
-                    # By name: a subclass may override the method and inherit the declaration.
-                    found.update((event, (getattr(cls, name), declared.to)) for event in declared.events)
-        return found
+                    yield name, declared
 
 
 @dataclass(frozen=True)
@@ -306,6 +320,8 @@ class Machine(Generic[Row]):
                 raise ValueError(f"two states are named {state.name}")
             self.states[state.name] = state()
         self._handlers = {key: type(state).handlers() for key, state in self.states.items()}
+        self.reported = frozenset().union(*(type(state).reported() for state in self.states.values()))
+        """The events that come from the things themselves which rows stand for; of no others are they believed."""
         self._unknown = unknown
         self._on_force = on_force
 

@@ -16,6 +16,7 @@ from flask import Response, current_app
 from sqlalchemy import Connection
 
 from mozpool import apikit
+from mozpool.access.held import held
 from mozpool.apikit import Elsewhere, Empty, Input, Log, LogQuery, answer, endpoint, site
 from mozpool.bmm import schemas
 from mozpool.bmm.service import BMM
@@ -29,6 +30,7 @@ from mozpool.errors import (
     BadInput,
     Conflict,
     DatabaseAway,
+    Forbidden,
     HardwareError,
     MozpoolError,
     NotFound,
@@ -164,7 +166,7 @@ class Hardware:
             try:
                 with self.bmm.occupied(device.id, device.name, what):
                     work()
-            except (HardwareError, DatabaseAway, NotOurs) as error:
+            except (HardwareError, DatabaseAway, NotOurs, Forbidden) as error:
                 self.note(device, f"{what} failed: {error.message}", logging.WARNING)
             else:
                 self.note(device, f"{what} done")
@@ -222,13 +224,13 @@ def power_cycle(name: str) -> Response:
         if len(body.boot_config.encode()) > apikit.MAX_TEXT:
             raise BadInput(f"boot_config: is longer than {apikit.MAX_TEXT} bytes", field="boot_config")
         values["next_boot_config"] = body.boot_config
-    site().database.run(lambda conn: devices.set_attributes(conn, device.id, **values), repeatable=True)
+    _write(device, **values)
     bmm, again = hardware().bmm, _reader(device)
     bmm.boot_once(device.id, body.once and body.pxe_config is not None)
 
     def work() -> None:
         row = again()
-        bmm.sync_boot(row)
+        bmm.sync_boot(row, boots=True)
         bmm.power_cycle(row)
 
     config = f" with PXE config {body.pxe_config}" if body.pxe_config else ""
@@ -251,23 +253,37 @@ def clear_pxe(name: str) -> Response:
     """Let a device boot from its own storage from now on."""
     apikit.json_body()
     device = apikit.own_device(name)
-    site().database.run(lambda conn: devices.set_attributes(conn, device.id, pxe_config=None), repeatable=True)
+    _write(device, pxe_config=None)
     hardware().bmm.sync_boot(apikit.read_device(device.name))
     hardware().note(device, "PXE config cleared")
     return answer({})
 
 
-def _reader(device: Device) -> Callable[[], Device]:
-    """Reads the device again, from a worker: it, or its owner, may have changed while the work waited.
+def _write(device: Device, **values: str | None) -> None:
+    """Write columns of a device. Raises Forbidden when the caller was its holder and is so no more."""
+    mine = held()
+    claim = None if mine is None else mine.claim_id
+    there = site().database.run(
+        lambda conn: devices.set_attributes(conn, device.id, held_by=claim, **values), repeatable=True
+    )
+    if mine is not None and not there:
+        raise mine.lost(device.name)
 
-    What it returns raises NotOurs when this server does not act on the device any more.
+
+def _reader(device: Device) -> Callable[[], Device]:
+    """Reads the device again, from a worker: it, its owner or its holder may have changed while the work waited.
+
+    What it returns raises NotOurs when this server does not act on the device any more, Forbidden when the work was
+    asked for by its holder, who has lost it.
     """
-    here = site()
+    here, mine = site(), held()
 
     def read() -> Device:
         here.lease.look()
         with here.database.read() as conn:
             found = devices.get(conn, device.id) or device
+            if mine is not None and not (found.claim_id == mine.claim_id and mine.is_on(conn, here.clock.now())):
+                raise mine.lost(device.name)
         if found.owner_id != here.server_id:
             raise NotOurs(found.name, found.owner)
         return found

@@ -29,6 +29,7 @@ PLACEHOLDERS: Mapping[str, str] = {
     "%IPADDRESS%": "the imaging server's IP address",
     "%URL%": "where boards reach the imaging server, without a slash at the end",
     "%DEVICE%": "the device's name",
+    "%TOKEN%": "the token of the device's boot, made anew for each",
 }
 """What becomes something else when a PXE config is written for a device."""
 

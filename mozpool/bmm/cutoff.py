@@ -129,6 +129,8 @@ class Cutoff:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", __file__, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
+                # What else this process's environment says, passwords for one, is no business of it.
+                env={name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH") if name in os.environ},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # what a terminal sends to all of its processes is not for this one
             )

@@ -79,9 +79,19 @@ class DeadlineAdapter(HTTPAdapter):
             raise CallError(f"what it answered is not HTTP ({type(e).__name__})") from e
         if 300 <= answer.status < 400:
             raise CallError(f"answered {answer.status}, a redirect, which is not followed")
+        if answer.status < 200:
+            raise CallError(f"answered {answer.status}, which nobody asked for")
+        if (answer.getheader("Content-Encoding") or "identity").strip().lower() != "identity":
+            # Unpacked, a small answer may fill the memory; nobody asked for it.
+            raise CallError("answered in an encoding that was not asked for")
         response = HTTPResponse(
             io.BytesIO(body),
-            headers=HTTPHeaderDict(answer.getheaders()),
+            headers=HTTPHeaderDict(
+                # A value may go on in the next line; how long the body is, and in how many pieces it came, is settled.
+                (name, " ".join(value.split()))
+                for name, value in answer.getheaders()
+                if name.lower() not in ("content-length", "transfer-encoding")
+            ),
             status=answer.status,
             reason=answer.reason,
             preload_content=False,

@@ -72,8 +72,8 @@ class NewPxeConfig(Input):
     name: Name
     description: Description = Field(description="What it is for, for people.")
     contents: Description = Field(
-        description="What the boot loader is given. `%IPADDRESS%`, `%URL%` and `%DEVICE%` become the imaging server's "
-        "address, its URL and the device's name."
+        description="What the boot loader is given. `%IPADDRESS%`, `%URL%`, `%DEVICE%` and `%TOKEN%` become the "
+        "imaging server's address, its URL, the device's name and the token of its boot."
     )
     active: bool = Field(True, description="Whether it is in use.")
 

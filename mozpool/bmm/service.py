@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import secrets
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from mozpool.bmm.backends.pxe import render
+from mozpool.bmm.backends.pxe import TOKEN, render
+from mozpool.bmm.breakoff import BreakOff
 from mozpool.bmm.interfaces import CommandResult, HostedJob, HostedStatus, JobOrder, Launcher, Target
 from mozpool.bmm.registry import Registry
 from mozpool.clock import Clock, Deadline, Lock
-from mozpool.db import images
+from mozpool.db import devices, images
 from mozpool.db.devices import LAUNCHER, Device
 from mozpool.db.engine import Database
 from mozpool.errors import HardwareError, LeaseOver
@@ -35,6 +38,14 @@ START_LIMIT = 60.0
 LOOK_LIMIT = 15.0
 STOP_LIMIT = 20.0
 """Of calls to a cloud that hosts devices."""
+
+TOKEN_BYTES = 18
+"""Random bytes in the token of a boot."""
+
+
+def token_hash(token: str) -> str:
+    """What the database holds of the token of a boot: its SHA-256."""
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def target(device: Device) -> Target:
@@ -72,10 +83,14 @@ class BMM:
         ip_address: str,
         url: str,
         lease: Lease | None = None,
+        *,
+        on_no_token: Callable[[str, str], None] = lambda device, pxe_config: None,
     ) -> None:
         """``ip_address`` and ``url`` are what ``%IPADDRESS%`` and ``%URL%`` in PXE and boot configs stand for.
 
         What changes something at a device is done within ``lease`` alone; None: nobody else would do it.
+        ``on_no_token`` is called with a device's name and its PXE config when it is about to boot by one without
+        ``%TOKEN%``.
         """
         self.registry = registry
         self._lease = lease or Lease(clock, None)
@@ -83,6 +98,9 @@ class BMM:
         self._clock = clock
         self._ip_address = ip_address
         self._url = url
+        self._on_no_token = on_no_token
+        self._tokens: dict[int, str] = {}
+        """Device id → the token of its boot, as far as it was made here: the database has nothing but its hash."""
         self._lane_backends: dict[str, str | None] = {}
         self._placed: dict[int, Device] = {}
         """Devices as they were when boot files were written for them: their MAC address may change."""
@@ -187,17 +205,18 @@ class BMM:
 
     # Boot
 
-    def sync_boot(self, device: Device) -> None:
+    def sync_boot(self, device: Device, *, boots: bool = False) -> None:
         """Make the network boot files say what the device's row says: its ``pxe_config``, or nothing.
 
-        A hosted device has none.
+        A hosted device has none. ``boots``: it is about to boot, and gets a token for that; the one of the boot before
+        counts no more. Raises LeaseOver, DatabaseAway, too.
         """
         if device.is_hosted:
             return
         with self._lock:
             lock = self._boot_locks.setdefault(device.id, self._clock.lock())
         with lock:
-            text = self._boot_text(device)
+            text = self._boot_text(device, boots=boots)
             before = self._placed.get(device.id)
             if before is not None and _boots_by(before) != _boots_by(device):
                 self._clear_boot(before)
@@ -214,19 +233,42 @@ class BMM:
             self.registry.boot(_backend(device, "boot")).clear(target(device), deadline)
         self._placed.pop(device.id, None)
 
-    def _boot_text(self, device: Device) -> str | None:
-        if device.pxe_config is None:
-            return None
+    def _boot_text(self, device: Device, *, boots: bool) -> str | None:
         name = device.pxe_config
+        if name is None:
+            if boots and (device.boot_token is not None or device.id in self._tokens):
+                self._set_token(device, None)
+            return None
         with self._database.read() as conn:
             config = images.pxe_config(conn, name)
+            stored = devices.boot_token(conn, device.id)
         if config is None:
             raise HardwareError(device.name, "network boot", f"PXE config {name} does not exist any more")
-        return self.boot_text(config.contents, device.name)
+        token = None if boots else self._tokens.get(device.id)
+        if TOKEN not in config.contents:
+            if boots:
+                self._on_no_token(device.name, name)
+                if stored is not None:
+                    self._set_token(device, None)
+        elif token is None or token_hash(token) != stored:
+            token = secrets.token_urlsafe(TOKEN_BYTES)
+            self._set_token(device, token)
+        return self.boot_text(config.contents, device.name, token or TOKEN)
 
-    def boot_text(self, contents: str, device: str) -> str:
-        """The text of a PXE config as a device of this server is given it."""
-        return render(contents, ip_address=self._ip_address, url=self._url, device=device)
+    def _set_token(self, device: Device, token: str | None) -> None:
+        """From now on this is the token of the device's boot. Raises LeaseOver, DatabaseAway."""
+        hashed = None if token is None else token_hash(token)
+        self._tokens.pop(device.id, None)
+        if not self._database.run(
+            lambda conn: devices.set_boot_token(conn, device.id, device.epoch, hashed), repeatable=True
+        ):
+            raise LeaseOver(device.name, "network boot")
+        if token is not None:
+            self._tokens[device.id] = token
+
+    def boot_text(self, contents: str, device: str, token: str = TOKEN) -> str:
+        """The text of a PXE config as a device of this server is given it, with the token of its boot."""
+        return render(contents, ip_address=self._ip_address, url=self._url, device=device, token=token)
 
     def boot_once(self, device_id: int, once: bool) -> None:
         """Whether a device's PXE config is for its next boot only."""
@@ -278,9 +320,12 @@ class BMM:
         """One attempt."""
         return self.registry.probe(_backend(device, "probe")).ping(target(device), self._deadline(PING_LIMIT))
 
-    def verify_agent(self, device: Device, seconds: float = VERIFY_LIMIT) -> None:
-        """One attempt to prove that the agent works, for at most so many seconds."""
-        self.registry.agent(_backend(device, "agent")).verify(target(device), self._deadline(seconds))
+    def verify_agent(self, device: Device, seconds: float = VERIFY_LIMIT, break_off: BreakOff | None = None) -> None:
+        """One attempt to prove that the agent works, for at most so many seconds; ``break_off`` ends it before."""
+        deadline = self._deadline(seconds)
+        if break_off is not None:
+            deadline = break_off.deadline(deadline)
+        self.registry.agent(_backend(device, "agent")).verify(target(device), deadline)
 
     def check_storage(self, device: Device) -> None:
         """Write and remove a file by the agent."""
@@ -296,9 +341,13 @@ class BMM:
         """Seconds since the device booted, as its agent says; None when it can't tell."""
         return self.registry.agent(_backend(device, "agent")).uptime(target(device), self._deadline(AGENT_LIMIT))
 
-    def agent_run(self, device: Device, command: Sequence[str], seconds: float) -> CommandResult:
-        """Run a command on the device, for at most so many seconds."""
+    def agent_run(
+        self, device: Device, command: Sequence[str], seconds: float, break_off: BreakOff | None = None
+    ) -> CommandResult:
+        """Run a command on the device, for at most so many seconds; ``break_off`` ends it before."""
         with self._acting(device, "command", seconds) as deadline:
+            if break_off is not None:
+                deadline = break_off.deadline(deadline)
             return self.registry.agent(_backend(device, "agent")).run(target(device), command, deadline)
 
     def finish(self, seconds: float) -> None:

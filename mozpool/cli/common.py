@@ -5,21 +5,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from mozpool import config
+from mozpool.access.audit import by_command
 from mozpool.bmm.interfaces import BackendContext
 from mozpool.bmm.registry import Registry
 from mozpool.clock import Clock
-from mozpool.db import schema
+from mozpool.db import audit, schema
 from mozpool.db.engine import Database, reason
 from mozpool.errors import BadInput, MozpoolError
+
+T = TypeVar("T")
 
 
 class Commands(click.Group):
@@ -72,6 +76,29 @@ def must_be_up_to_date(database: Database) -> None:
     """Raise ClickException unless this version can work with the tables."""
     if not schema.serves(schema.current(database)):
         raise click.ClickException(f"{database.name} is not up to date: see `mozpool-db upgrade`.")
+
+
+def change(
+    settings: config.Settings,
+    database: Database,
+    action: str,
+    target: str | None,
+    work: Callable[[Connection], T],
+    **details: Any,
+) -> T:
+    """Do ``work`` and note in the audit, in the same transaction, that the user who runs this command did it.
+
+    ``action`` is the command, such as ``mozpool-db add-device``; ``target`` is as in :class:`mozpool.db.audit.Entry`.
+    Raises what ``work`` raises, and DatabaseAway.
+    """
+    said = {name: value for name, value in details.items() if value not in (None, "", (), {})}
+
+    def both(conn: Connection) -> T:
+        value = work(conn)
+        audit.add(conn, [by_command(settings.server.fqdn, database.clock.now(), action, target, said)])
+        return value
+
+    return database.run(both)
 
 
 @contextmanager

@@ -9,16 +9,21 @@ import json
 import random
 import runpy
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from sqlalchemy import Connection
 
-from mozpool import __version__, resources
+from mozpool import __version__, config, resources
+from mozpool.access import tokens
+from mozpool.access.principal import Role
 from mozpool.bmm import catalogue
 from mozpool.cli import newdevice
 from mozpool.cli.common import (
     Commands,
+    change,
     must_be_up_to_date,
     named,
     open_database,
@@ -27,7 +32,8 @@ from mozpool.cli.common import (
     todays_database,
     yes_or_no,
 )
-from mozpool.db import images, schema
+from mozpool.db import audit, images, schema, teams, upkeep
+from mozpool.errors import BadInput
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,8 +63,9 @@ def create_schema() -> None:
 
     Refuses when Mozpool's tables are there. The database itself must exist on a MySQL server; an SQLite file is made.
     """
-    with open_database(must_exist=False) as (_settings, database):
+    with open_database(must_exist=False) as (settings, database):
         schema.create(database)
+        change(settings, database, "mozpool-db create-schema", None, lambda conn: None, revision=schema.head())
         click.echo(f"Made {database.name}, revision {schema.head()}.")
 
 
@@ -72,8 +79,19 @@ def upgrade() -> None:
     At the newest revision, procedures, log partitions and indexes that differ are made again. What else differs is
     printed, a line each, and left to you: the exit status is 1 then.
     """
-    with open_database(must_exist=True) as (_settings, database):
+    with open_database(must_exist=True) as (settings, database):
         done, now = schema.upgrade(database), schema.head()
+        if done.before != now or done.repaired:
+            change(
+                settings,
+                database,
+                "mozpool-db upgrade",
+                None,
+                lambda conn: None,
+                before=done.before or "none",
+                revision=now,
+                repaired=[str(difference) for difference in done.repaired],
+            )
         for difference in done.repaired:
             click.echo(f"Repaired: {difference}.")
         for difference in done.differs:
@@ -141,7 +159,14 @@ def add_device(**options: Any) -> None:
     backends = {interface: options.pop(interface) for interface in catalogue.INTERFACES}
     new = newdevice.NewDevice(**options, backends=backends)
     with todays_database() as (settings, database):
-        server = database.run(lambda conn: newdevice.add(conn, new, settings, random.SystemRandom()))
+        server = change(
+            settings,
+            database,
+            "mozpool-db add-device",
+            f"device {new.name}",
+            lambda conn: newdevice.add(conn, new, settings, random.SystemRandom()),
+            **options,
+        )
     click.echo(f"Added {new.name} of {server}, in state new.")
 
 
@@ -155,8 +180,15 @@ def add_hardware_type(hardware_type: str, model: str, **backends: str | None) ->
     Its backends are those of its devices that name none themselves; what it does not name is as [bmm] says.
     """
     names = {"type": "TYPE", "model": "MODEL"}
-    with todays_database() as (_settings, database), named(**names):
-        database.run(lambda conn: catalogue.add_hardware_type(conn, hardware_type, model, backends, registry()))
+    with todays_database() as (settings, database), named(**names):
+        change(
+            settings,
+            database,
+            "mozpool-db add-hardware-type",
+            f"hardware_type {hardware_type} {model}",
+            lambda conn: catalogue.add_hardware_type(conn, hardware_type, model, backends, registry()),
+            **backends,
+        )
     click.echo(f"Added hardware type {hardware_type} {model}.")
 
 
@@ -195,8 +227,18 @@ def add_image(name: str, boot_config_keys: tuple[str, ...], reusable: bool, no_a
     What boots it on which hardware says `pxe-config assign`.
     """
     new = catalogue.NewImage(name, boot_config_keys, can_reuse=reusable, has_sut_agent=not no_agent, hidden=hidden)
-    with todays_database() as (_settings, database), named(name="NAME", boot_config_keys="--boot-config-key"):
-        database.run(lambda conn: catalogue.add_image(conn, new))
+    with todays_database() as (settings, database), named(name="NAME", boot_config_keys="--boot-config-key"):
+        change(
+            settings,
+            database,
+            "mozpool-db add-image",
+            f"image {name}",
+            lambda conn: catalogue.add_image(conn, new),
+            boot_config_keys=boot_config_keys,
+            reusable=reusable,
+            agent=not no_agent,
+            hidden=hidden,
+        )
     click.echo(f"Added image {name}.")
 
 
@@ -230,6 +272,94 @@ def list_images(as_json: bool) -> None:
         for each in known
     ]
     click.echo(table(("NAME", "BOOT CONFIG KEYS", "REUSABLE", "AGENT", "HIDDEN"), rows), nl=False)
+
+
+@main.command("create-token")
+@click.argument("name")
+@click.option("--role", type=click.Choice([str(role) for role in Role if role]), required=True, help="What it may do.")
+@click.option("--team", metavar="NAME", help="Whose quota counts.")
+@click.option("--note", help="What it is used for.")
+def create_token(name: str, role: str, team: str | None, note: str | None) -> None:
+    """Make a token: the first one, of an admin.
+
+    NAME is a person's e-mail address or a machine's host name. By that token, `mozpool token create` makes the others.
+    It is printed this once.
+    """
+    for value, most, what in ((name, 256, "NAME"), (note or "-", 190, "--note")):
+        if not value.strip() or len(value) > most or not value.isprintable():
+            raise click.UsageError(f"{what}: {value[:80]!r} is not one line of 1 to {most} characters")
+    with todays_database() as (settings, database):
+        now = database.clock.now()
+
+        def work(conn: Connection) -> tuple[int, str]:
+            found = None if team is None else teams.by_name(conn, team)
+            if team is not None and found is None:
+                raise BadInput(f"--team: there is no team {team!r}")
+            columns = {
+                "name": name.strip(),
+                "role": role,
+                "team_id": None if found is None else found.id,
+                "note": note,
+                "created": now,
+                "created_by": "mozpool-db",
+            }
+            return tokens.create(conn, columns)
+
+        said = {"role": role, "team": team, "note": note}
+        token_id, text = change(
+            settings, database, "mozpool-db create-token", f"token of {name.strip()}"[:256], work, **said
+        )
+    click.echo(f"Token {token_id} of {name.strip()}, {role}. Keep it: it is not shown again.", err=True)
+    click.echo(text)
+
+
+@main.command("expire-audit")
+@click.option(
+    "--older-than", "days", required=True, type=click.IntRange(1, 36500), metavar="DAYS", help="What is older goes."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def expire_audit(days: int, yes: bool) -> None:
+    """Delete old rows of the audit.
+
+    They are kept for ever otherwise. It takes an account that may DELETE from the table audit: that of the daemon had
+    better not. That it was done, and by whom, is a new row.
+    """
+    with todays_database() as (settings, database):
+        before = database.clock.now() - timedelta(days=days)
+        with database.read() as conn:
+            number = audit.count_before(conn, before)
+        until = f"{before:%Y-%m-%d %H:%M:%S} UTC"
+        if not number:
+            click.echo(f"Nothing to do: no row of the audit is older than {until}.")
+            return
+        if not yes:
+            click.confirm(f"Delete {number} rows of the audit, all before {until}?", abort=True)
+        # First who it was: what is gone is gone, also when it is interrupted.
+        said = {"before": before.isoformat(timespec="seconds"), "rows": number}
+        change(settings, database, "mozpool-db expire-audit", "audit", lambda conn: None, **said)
+        deleted = 0
+        while some := database.run(lambda conn: audit.expire(conn, before, upkeep.BATCH), repeatable=True):
+            deleted += some
+            database.clock.sleep(upkeep.PAUSE)
+        click.echo(f"Deleted {deleted} rows of the audit, all before {until}.")
+
+
+@main.command()
+@click.option("--user", default="mozpool", show_default=True, help="The daemon's account.")
+@click.option("--host", default="localhost", show_default=True, help="From where it connects, such as 10.1.0.%.")
+def grants(user: str, host: str) -> None:
+    """Print the rights that the daemon needs.
+
+    They are GRANTs for MySQL, for the database that is configured, and no more than is needed: the audit can only be
+    read and added to with them. Run them as an administrator after the account was made, and again after an upgrade,
+    which may bring new tables.
+    """
+    settings = config.load(click.get_current_context().obj)
+    url = config.database_urls(settings.database.engine)[0]
+    if url.get_backend_name() == "sqlite" or not url.database:
+        raise click.ClickException("[database] engine is no MySQL database: SQLite knows no accounts.")
+    for statement in schema.grants(url.database, user, host):
+        click.echo(f"{statement};")
 
 
 @main.command("dump-schema")
@@ -274,6 +404,9 @@ def _run(file: str, arguments: tuple[str, ...]) -> None:
     with open_database(must_exist=not asks_for_help) as (settings, database):
         if not asks_for_help:
             must_be_up_to_date(database)
+            # Before it: whatever it does and however it ends, it is known who ran it.
+            said = {"file": file, "arguments": list(arguments)}
+            change(settings, database, "mozpool-db run", None, lambda conn: None, **said)
         raise SystemExit(script(list(arguments), settings, database) or 0)
 
 

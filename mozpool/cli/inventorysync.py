@@ -100,7 +100,7 @@ def main(ctx: click.Context, verbose: bool, dry_run: bool, ship_it: bool, config
         logbook = Logbook(database, clock)
         backends = registry()
         source = source_of(settings.inventory)
-        sync = InventorySync(source, database, clock, random.SystemRandom(), settings, backends, logbook)
+        sync = InventorySync(source, database, clock, random.SystemRandom(), settings, backends, logbook, by_hand=True)
         progress = _Progress(clock, shown=verbose or sys.stderr.isatty())
         try:
             if dry_run:

@@ -399,6 +399,8 @@ def start_job(
         client = Client(named, assignee=assignee or default_assignee())
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--server or MOZPOOL_SERVERS") from None
+    except errors.ClientError as error:
+        raise click.UsageError(error.message) from None
     lasts = lasts or settings.lambdatest.job_limit + STARTING + CLEANING
     try:
         made = []

@@ -15,7 +15,8 @@ import click
 from mozpool import __version__
 from mozpool.apikit import MAX_COLUMN
 from mozpool.bmm import catalogue
-from mozpool.cli.common import Commands, named, table, todays_database, yes_or_no
+from mozpool.cli.common import Commands, change, named, table, todays_database, yes_or_no
+from mozpool.config import Settings
 from mozpool.db import images
 from mozpool.db.engine import Database
 from mozpool.errors import BadInput
@@ -51,8 +52,8 @@ def _text_option(*, required: bool) -> Callable[[F], F]:
         type=click.File("rb"),
         required=required,
         metavar="FILE",
-        help="File with the text; - is standard input. %IPADDRESS%, %URL% and %DEVICE% in it become the imaging "
-        "server's address, its URL, and the device's name.",
+        help="File with the text; - is standard input. %IPADDRESS%, %URL%, %DEVICE% and %TOKEN% in it become the "
+        "imaging server's address, its URL, the device's name, and the token of its boot.",
     )
 
 
@@ -79,6 +80,13 @@ def _database() -> Iterator[Database]:
     """The database, where what is wrong is told by the options' names."""
     with todays_database() as (_settings, database), named(**_OPTIONS):
         yield database
+
+
+@contextmanager
+def _changing() -> Iterator[tuple[Settings, Database]]:
+    """The same for commands that change something."""
+    with todays_database() as opened, named(**_OPTIONS):
+        yield opened
 
 
 def _read(source: BinaryIO) -> str:
@@ -156,9 +164,18 @@ def show(name: str, config_only: bool) -> None:
 @click.option("--active/--inactive", default=True, help="Whether it is in use.  [default: active]")
 def add(name: str, description: str, source: BinaryIO, active: bool) -> None:
     """Add a PXE config."""
-    with _database() as database:
+    with _changing() as (settings, database):
         text = _read(source)
-        database.run(lambda conn: catalogue.add_pxe_config(conn, name, description, text, active=active))
+        change(
+            settings,
+            database,
+            "pxe-config add",
+            f"pxe_config {name}",
+            lambda conn: catalogue.add_pxe_config(conn, name, description, text, active=active),
+            description=description,
+            contents=text,
+            active=active,
+        )
     _warn(text)
     click.echo(f"Added PXE config {name}.")
 
@@ -172,9 +189,18 @@ def modify(name: str, description: str | None, source: BinaryIO | None, active: 
     """Change a PXE config: what is not given stays as it is."""
     if description is None and source is None and active is None:
         raise click.UsageError("nothing to change: give --description, --config, --active or --inactive")
-    with _database() as database:
+    with _changing() as (settings, database):
         text = None if source is None else _read(source)
-        database.run(lambda conn: catalogue.change_pxe_config(conn, name, description, text, active))
+        change(
+            settings,
+            database,
+            "pxe-config modify",
+            f"pxe_config {name}",
+            lambda conn: catalogue.change_pxe_config(conn, name, description, text, active),
+            description=description,
+            contents=text,
+            active=active,
+        )
     if text is not None:
         _warn(text)
     click.echo(f"Changed PXE config {name}.")
@@ -185,12 +211,18 @@ def modify(name: str, description: str | None, source: BinaryIO | None, active: 
 @_YES
 def delete(name: str, yes: bool) -> None:
     """Delete a PXE config that nothing uses."""
-    with _database() as database:
+    with _changing() as (settings, database):
         with database.read() as conn:
             catalogue.check_unused(conn, name)
         if not yes:
             click.confirm(f"Delete PXE config {name}?", abort=True)
-        database.run(lambda conn: catalogue.delete_pxe_config(conn, name))
+        change(
+            settings,
+            database,
+            "pxe-config delete",
+            f"pxe_config {name}",
+            lambda conn: catalogue.delete_pxe_config(conn, name),
+        )
     click.echo(f"Deleted PXE config {name}.")
 
 
@@ -205,12 +237,19 @@ def assign(name: str, image: str, hardware_type: str, model: str | None, yes: bo
 
     Asks before it takes the place of another one.
     """
-    with _database() as database:
+    with _changing() as (settings, database):
         with database.read() as conn:
             wanted = catalogue.assignment(conn, name, image, hardware_type, model)
         if wanted.now not in (None, wanted.config.name) and not yes:
             click.confirm(f"{wanted.now} boots {wanted.use} now. Put {name} in its place?", abort=True)
-        database.run(lambda conn: catalogue.assign(conn, wanted))
+        change(
+            settings,
+            database,
+            "pxe-config assign",
+            f"pxe_config {name}",
+            lambda conn: catalogue.assign(conn, wanted),
+            use=wanted.use,
+        )
     click.echo(f"{wanted.config.name} boots {wanted.use}.")
 
 
@@ -225,13 +264,20 @@ def unassign(name: str, image: str, hardware_type: str, model: str | None, yes: 
 
     Without another one, the image can't be put on this kind of hardware any more.
     """
-    with _database() as database:
+    with _changing() as (settings, database):
         with database.read() as conn:
             wanted = catalogue.assignment(conn, name, image, hardware_type, model)
             catalogue.check_assigned(wanted)
         if not yes:
             click.confirm(f"Nothing will boot {wanted.use} any more. Go on?", abort=True)
-        database.run(lambda conn: catalogue.unassign(conn, wanted))
+        change(
+            settings,
+            database,
+            "pxe-config unassign",
+            f"pxe_config {name}",
+            lambda conn: catalogue.unassign(conn, wanted),
+            use=wanted.use,
+        )
     click.echo(f"Nothing boots {wanted.use} any more.")
 
 

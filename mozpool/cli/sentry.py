@@ -17,6 +17,7 @@ def report_errors(settings: Settings) -> None:
         return
     try:
         import sentry_sdk
+        from sentry_sdk.integrations.stdlib import StdlibIntegration
     except ImportError as error:
         raise MozpoolError(
             "[lambdatest] sentry_dsn is set, but Sentry's library is not there: pip install 'mozpool[sentry]'"
@@ -30,6 +31,8 @@ def report_errors(settings: Settings) -> None:
             server_name=settings.server.fqdn,
             include_local_variables=False,
             max_request_body_size="never",
+            # It would put a part of the DSN into each program's environment and each call's headers.
+            disabled_integrations=[StdlibIntegration()],
         )
     except Exception as error:
         raise MozpoolError(f"[lambdatest] sentry_dsn (a secret) is not right: {type(error).__name__}") from None

@@ -23,7 +23,7 @@ import click
 from mozpool import __version__
 from mozpool.cli.sentry import report_errors
 from mozpool.clock import Clock
-from mozpool.config import SYSLOG, ConfigError, Problem, Settings, host_and_port, load
+from mozpool.config import SYSLOG, ConfigError, Problem, Settings, host_and_port, is_loopback, load
 from mozpool.daemon import Daemon
 from mozpool.db import schema
 from mozpool.db.engine import Database
@@ -197,11 +197,13 @@ def serve(settings: Settings, *, dry: bool = False) -> None:
     ``dry``: no job is started on hosted devices; the launcher says what it would start.
     """
     report_errors(settings)
+    if (danger := openness(settings)) is not None:
+        log.warning("%s", danger)
     _check_port(settings.server.listen, settings.server.port)
     _prepare_database(settings)
     daemon = Daemon(settings, dry=dry)
     app = create_app(daemon.services)
-    server = make_server(app, settings.server)
+    server = make_server(app, settings.server, daemon.services.clock)
     end = _End(daemon)
     end.listen()
     try:
@@ -215,6 +217,25 @@ def serve(settings: Settings, *, dry: bool = False) -> None:
         daemon.mozpool.changes.stop()
         server.close()
         daemon.stop()
+
+
+def openness(settings: Settings) -> str | None:
+    """What to warn of where everybody may do everything, and not on this machine alone; None elsewhere."""
+    if settings.auth_mode != "open":
+        return None
+    server = settings.server
+    advice = "elsewhere than in a trusted network, set it to token or oidc"
+    if not is_loopback(server.listen):
+        return (
+            f"[auth] mode is open: whoever reaches {server.listen_url} may do everything, such as cut power; {advice}"
+        )
+    name = server.fqdn.rpartition(":")[0] or server.fqdn
+    if settings.auth.mode is None and not is_loopback(name.strip("[]")):
+        return (
+            f"[auth] mode is not set, and so open: whoever reaches this server as {server.fqdn}, through a proxy, may "
+            f"do everything, such as cut power; {advice}"
+        )
+    return None
 
 
 def _with_port(settings: Settings, port: int) -> Settings:

@@ -16,15 +16,28 @@ from mozpool.client.errors import (
     ClientError,
     Conflict,
     DeviceLost,
+    NotAllowed,
     NotFound,
     RequestFailed,
     ServerUnavailable,
     WaitTimeout,
 )
 from mozpool.client.hold import Hold
-from mozpool.client.models import Device, Image, LogLine, Output, Report, ReportKind, Request, Status, Waiting
+from mozpool.client.models import (
+    AuditEntry,
+    Device,
+    Image,
+    LogLine,
+    Output,
+    Report,
+    ReportKind,
+    Request,
+    Status,
+    Waiting,
+)
 
 __all__ = [
+    "AuditEntry",
     "BadRequest",
     "Client",
     "ClientError",
@@ -34,6 +47,7 @@ __all__ = [
     "Hold",
     "Image",
     "LogLine",
+    "NotAllowed",
     "NotFound",
     "Output",
     "Progress",

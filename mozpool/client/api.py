@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from mozpool.client.errors import BadRequest, ClientError, RequestFailed, ServerUnavailable, WaitTimeout
+from mozpool.client.credentials import default_token
+from mozpool.client.errors import BadRequest, RequestFailed, ServerUnavailable, WaitTimeout
 from mozpool.client.hold import Hold
 from mozpool.client.models import (
     READY,
+    AuditEntry,
     Device,
     Image,
     LogLine,
@@ -27,6 +29,9 @@ from mozpool.client.models import (
     ReportKind,
     Request,
     Status,
+    Team,
+    Token,
+    understood,
 )
 from mozpool.client.transport import Call, Transport
 from mozpool.clock import Clock, Deadline
@@ -41,6 +46,9 @@ OUTAGE = 60.0
 
 REPORT = 60.0
 """Seconds that a server may take for a report on millions of requests."""
+
+AUDIT_PAGE = 5000
+"""Rows of the audit that are asked for at a time."""
 
 SHORTEST_PAUSE = 0.5
 """Seconds between two polls of a server that does not know long polls."""
@@ -74,6 +82,7 @@ class Client:
         *,
         timeout: float = 10.0,
         assignee: str | None = None,
+        token: str | None = None,
         rng: random.Random | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -81,12 +90,14 @@ class Client:
 
         ``timeout``: seconds that a call may take, with all repetitions and redirects. ``assignee``: for whom devices
         are asked for: the e-mail address of a person or the host name of a machine (default: ``user@host``).
-        Raises ValueError when a server is no http or https URL.
+        ``token`` says who calls, where servers ask (default: what :func:`default_token` finds; an empty one is none).
+        Raises ValueError when a server is no http or https URL, ClientError when a token can't be read.
         """
         self.clock = clock or Clock()
         self.rng = rng or random.Random()
         self.assignee = assignee or default_assignee()
-        self._transport = Transport(servers, timeout=timeout, rng=self.rng, clock=self.clock)
+        self.token = default_token() if token is None else token.strip() or None
+        self._transport = Transport(servers, timeout=timeout, rng=self.rng, clock=self.clock, token=self.token)
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -97,7 +108,7 @@ class Client:
 
     def version(self) -> str:
         """The version of the server that answers."""
-        return str(self._get("version")["version"])
+        return understood(lambda said: str(said["version"]), self._get("version"))
 
     def devices(
         self,
@@ -124,55 +135,71 @@ class Client:
             "hardware_model": hardware_model,
         }
         label = [f"{name}={value}" for name, value in (labels or {}).items()]
-        return [
-            Device.parse(raw) for raw in self._get("device/list", {"details": 1, "label": label, **filters})["devices"]
-        ]
+        answer = self._get("device/list", {"details": 1, "label": label, **filters})
+        return understood(lambda said: [Device.parse(raw) for raw in said["devices"]], answer)
 
     def device(self, name: str) -> Device:
         """One device. Raises NotFound."""
-        raw = self._get(f"device/{_part(name)}/details")
-        return Device.parse(raw.get("device", raw))
+        answer = self._get(f"device/{_part(name)}/details")
+        return understood(lambda said: Device.parse(said.get("device", said)), answer)
 
     def images(self) -> list[Image]:
         """What can be installed."""
-        return [Image.parse(raw) for raw in self._get("image/list")["images"]]
+        return understood(lambda said: [Image.parse(raw) for raw in said["images"]], self._get("image/list"))
 
     def environments(self) -> list[str]:
         """The environments that devices are in."""
-        return [str(name) for name in self._get("environment/list")["environments"]]
+        answer = self._get("environment/list")
+        return understood(lambda said: [str(name) for name in said["environments"]], answer)
 
     def requests(self, *, include_closed: bool = False, **filters: str | int | None) -> list[Request]:
         """Requests that are open or have failed and were not returned yet; with ``include_closed``, all."""
         closed = {"include_closed": 1} if include_closed else {}
-        return [Request.parse(raw) for raw in self._get("request/list", {**closed, **filters})["requests"]]
+        answer = self._get("request/list", {**closed, **filters})
+        return understood(lambda said: [Request.parse(raw) for raw in said["requests"]], answer)
 
     def log(self, target: int | str, *, limit: int | None = None) -> list[LogLine]:
         """The newest lines of a request's log (by id) or a device's (by name), the oldest first. Raises NotFound."""
         path = f"request/{target}/log" if isinstance(target, int) else f"device/{_part(target)}/log"
-        return list(LogLine.parse_list(self._get(path, {"limit": limit})))
+        return list(understood(LogLine.parse_list, self._get(path, {"limit": limit})))
 
     def pool_status(self) -> PoolStatus:
         """How the pool is doing, in numbers; a few seconds old at most."""
-        raw = self._get("pool/status")
-        try:
-            return PoolStatus.parse(raw)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ClientError("what the server says of its pool can't be understood") from error
+        return understood(PoolStatus.parse, self._get("pool/status"))
 
     def reports(self) -> list[ReportKind]:
         """Which reports there are."""
-        return [ReportKind.parse(raw) for raw in self._get("report")["reports"]]
+        return understood(lambda said: [ReportKind.parse(raw) for raw in said["reports"]], self._get("report"))
 
     def report(self, name: str, **query: str | float | None) -> Report:
         """A report by its name, on the last 7 days unless ``query`` says otherwise (the keys of the API).
 
         Raises NotFound, BadRequest.
         """
-        return Report.parse(self._get(f"report/{_part(name, 'report')}", query, extra=REPORT))
+        return understood(Report.parse, self._get(f"report/{_part(name, 'report')}", query, extra=REPORT))
 
     def report_csv(self, name: str, **query: str | float | None) -> str:
         """The same as CSV, its first line being the names of the columns."""
         return str(self._get(f"report/{_part(name, 'report')}", {**query, "format": "csv"}, extra=REPORT, text=True))
+
+    def audit(self, *, limit: int = 100, **query: str | int | None) -> list[AuditEntry]:
+        """The newest ``limit`` changes, the newest first; ``query`` says which ones (the keys of the API).
+
+        Raises BadRequest.
+        """
+        found: list[AuditEntry] = []
+        cursor = None
+        while True:
+            part = {**query, "limit": min(limit - len(found), AUDIT_PAGE), "cursor": cursor}
+            raw = self._get("audit", part, extra=REPORT)
+            found += understood(lambda said: [AuditEntry.parse(entry) for entry in said["entries"]], raw)
+            cursor = raw.get("next_cursor")
+            if cursor is None or len(found) >= limit:
+                return found
+
+    def audit_csv(self, **query: str | int | None) -> str:
+        """The same as CSV, its first line being the names of the columns."""
+        return str(self._get("audit", {**query, "format": "csv"}, extra=REPORT, text=True))
 
     # Requests
 
@@ -217,11 +244,11 @@ class Client:
         key = idempotency_key or str(uuid.uuid4())
         sent = {name: value for name, value in body.items() if value is not None}
         answer = self._post(f"device/{_part(device)}/request", sent, headers={"Idempotency-Key": key}, repeatable=True)
-        return Request.parse(answer)
+        return understood(Request.parse, answer)
 
     def get_request(self, request_id: int) -> Request:
         """A request with all its details. Raises NotFound."""
-        return Request.parse(self._get(f"request/{request_id}/details"))
+        return understood(Request.parse, self._get(f"request/{request_id}/details"))
 
     def status(self, request_id: int, *, wait: float = 0.0, state: str | None = None) -> Status:
         """A request's state and log.
@@ -230,7 +257,9 @@ class Client:
         Raises NotFound.
         """
         params = {"wait": wait, "state": state} if wait > 0 and state else {}
-        return Status.parse(self._get(f"request/{request_id}/status", params, extra=wait if params else 0.0))
+        return understood(
+            Status.parse, self._get(f"request/{request_id}/status", params, extra=wait if params else 0.0)
+        )
 
     def wait_ready(
         self,
@@ -276,6 +305,10 @@ class Client:
     def renew(self, request_id: int, duration: float) -> None:
         """Let the request expire in ``duration`` seconds from now. Raises BadRequest when it has ended, NotFound."""
         self._post(f"request/{request_id}/renew", {"duration": duration}, repeatable=True)
+
+    def revoke(self, request_id: int, reason: str | None = None) -> None:
+        """Take a request from its holder, for operators; nothing happens when it has ended. Raises NotFound."""
+        self._post(f"request/{request_id}/revoke", {"reason": reason}, repeatable=True)
 
     def return_request(self, request_id: int) -> None:
         """Give the request's device back; nothing happens when the request has ended. Raises NotFound."""
@@ -332,10 +365,59 @@ class Client:
     ) -> Output:
         """Run a command on a device by its agent, for at most ``timeout`` seconds. Raises NotFound, Conflict."""
         body = {**self._actor(request_id), "command": list(command), "timeout": timeout}
-        return Output.parse(self._post(f"device/{_part(name)}/agent/exec", body, extra=timeout))
+        return understood(Output.parse, self._post(f"device/{_part(name)}/agent/exec", body, extra=timeout))
 
     def _actor(self, request_id: int | None) -> dict[str, Any]:
         return {"assignee": self.assignee, "request_id": request_id}
+
+    # Who may call
+
+    def whoami(self) -> Mapping[str, Any]:
+        """Who calls, as the server sees it: kind, name, role, team."""
+        return understood(dict, self._get("whoami"))
+
+    def tokens(self, name: str | None = None, *, everything: bool = False) -> list[Token]:
+        """The tokens that are good, one's own, or for admins all, or those of ``name``; ``everything``: others, too."""
+        found = self._get("token/list", {"name": name, "all": 1 if everything else None})
+        return understood(lambda said: [Token.parse(raw) for raw in said["tokens"]], found)
+
+    def create_token(
+        self,
+        name: str | None = None,
+        *,
+        role: str | None = None,
+        team: str | None = None,
+        note: str | None = None,
+        duration: float | None = None,
+    ) -> Token:
+        """Make a token, for oneself unless one is admin; its ``text`` is told this once. ``duration`` in seconds.
+
+        Raises NotAllowed, NotFound.
+        """
+        body = {"name": name, "role": role, "team": team, "note": note, "duration": duration}
+        return understood(lambda said: Token.parse(said["token"]), self._post("token/create", body))
+
+    def revoke_token(self, token_id: int) -> None:
+        """Let a token be good for nothing from now on. Raises NotFound."""
+        self._post(f"token/{token_id}/revoke", {}, repeatable=True)
+
+    def teams(self) -> list[Team]:
+        """All teams."""
+        return understood(lambda said: [Team.parse(raw) for raw in said["teams"]], self._get("team/list"))
+
+    def create_team(self, name: str, **limits: Any) -> Team:
+        """Add a team; ``limits`` are keys of the API. Raises NotAllowed, Conflict."""
+        made = self._post("team/create", {"name": name, **limits})
+        return understood(lambda said: Team.parse(said["team"]), made)
+
+    def change_team(self, name: str, **limits: Any) -> Team:
+        """Change a team; ``without`` names the limits that there are to be no more. Raises NotAllowed, NotFound."""
+        changed = self._post(f"team/{_part(name, 'team')}/change", limits, repeatable=True)
+        return understood(lambda said: Team.parse(said["team"]), changed)
+
+    def delete_team(self, name: str) -> None:
+        """Delete a team. Raises NotAllowed, NotFound, Conflict."""
+        self._post(f"team/{_part(name, 'team')}/delete", {})
 
     # Calling
 

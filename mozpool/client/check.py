@@ -211,7 +211,10 @@ def check(ctx: click.Context, /, servers: tuple[str, ...], heartbeat_file: Path 
     common: Client = ctx.obj
     try:
         client = Client(
-            servers or common.servers, timeout=options["timeout"] * TRANSPORT_PART, assignee=common.assignee
+            servers or common.servers,
+            timeout=options["timeout"] * TRANSPORT_PART,
+            assignee=common.assignee,
+            token=common.token or "",
         )
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--server") from None

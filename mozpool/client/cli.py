@@ -11,21 +11,25 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
 from mozpool import __version__
-from mozpool.client import output
+from mozpool.client import access, output
 from mozpool.client.api import ANY, Client, default_assignee
+from mozpool.client.audit import audit
 from mozpool.client.check import NAME as CHECK
 from mozpool.client.check import check, refuse
 from mozpool.client.child import NOT_EXECUTABLE, NOT_FOUND, Child, Signals, Stopped
+from mozpool.client.credentials import TOKEN, TOKEN_FILE, read_token
 from mozpool.client.errors import (
     BadRequest,
     ClientError,
     Conflict,
+    NotAllowed,
     NotFound,
     ServerUnavailable,
     WaitTimeout,
@@ -35,7 +39,7 @@ from mozpool.client.models import Device, Job, Request
 from mozpool.client.report import report
 from mozpool.client.values import duration, pair, wait
 
-FAILED, USAGE, UNAVAILABLE, NO_SUCH, TAKEN, TIMED_OUT, NOT_RUN = 1, 2, 3, 4, 5, 124, 125
+FAILED, USAGE, UNAVAILABLE, NO_SUCH, TAKEN, NOT_ALLOWED, TIMED_OUT, NOT_RUN = 1, 2, 3, 4, 5, 6, 124, 125
 
 EXIT_CODES = """\
 \b
@@ -46,6 +50,7 @@ Exit codes:
   3    no server answers
   4    there is no such device, request or image
   5    the device is taken
+  6    the server wants to know who you are (--token-file), or you may not do this
   124  the device was not ready in the time that was given (--ready-within)
   130  interrupted (in general 128 + the number of the signal)
 `run` ends with the code of its command; or with 126 or 127 when that can't be executed or found, and with 125 when
@@ -109,6 +114,7 @@ def exit_code(error: ClientError) -> int:
         (ServerUnavailable, UNAVAILABLE),
         (NotFound, NO_SUCH),
         (Conflict, TAKEN),
+        (NotAllowed, NOT_ALLOWED),
         (BadRequest, USAGE),
         (WaitTimeout, TIMED_OUT),
     ):
@@ -130,6 +136,20 @@ def exit_code(error: ClientError) -> int:
     "--assignee", envvar="MOZPOOL_ASSIGNEE", show_envvar=True, help="For whom devices are.  [default: user@host]"
 )
 @click.option(
+    "--token",
+    envvar=TOKEN,
+    show_envvar=True,
+    help="Says who you are, where servers ask. Others on this machine can read it here: better use the variable or a "
+    "file.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    envvar=TOKEN_FILE,
+    show_envvar=True,
+    help="Holds the token instead.  [default: ~/.config/mozpool/token, if it is there]",
+)
+@click.option(
     "--timeout",
     type=duration,
     default=10.0,
@@ -139,13 +159,24 @@ def exit_code(error: ClientError) -> int:
 )
 @click.version_option(__version__, prog_name="mozpool")
 @click.pass_context
-def main(ctx: click.Context, servers: tuple[str, ...], assignee: str | None, timeout: float) -> None:
+def main(
+    ctx: click.Context,
+    servers: tuple[str, ...],
+    assignee: str | None,
+    token: str | None,
+    token_file: Path | None,
+    timeout: float,
+) -> None:
     """Borrow devices from a Mozpool, use them, and give them back."""
     named = " ".join(servers) or os.environ.get("MOZPOOL_SERVERS", "").strip() or "http://127.0.0.1:8080"
     try:
-        ctx.obj = Client(named, timeout=timeout, assignee=assignee or default_assignee())
+        if token is None and token_file is not None:
+            token = read_token(token_file)
+        ctx.obj = Client(named, timeout=timeout, assignee=assignee or default_assignee(), token=token)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--server or MOZPOOL_SERVERS") from None
+    except ClientError as error:
+        raise click.UsageError(error.message) from None
 
 
 request_options = [
@@ -575,8 +606,8 @@ def exec_(
     ctx.exit((result.return_code or 0) & 255 or (FAILED if result.return_code else 0))
 
 
-main.add_command(check)
-main.add_command(report)
+for command in (access.revoke, access.team, access.token, audit, check, report):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main(prog_name="mozpool")

@@ -38,6 +38,10 @@ class BadRequest(ClientError):
         self.field = field
 
 
+class NotAllowed(ClientError):
+    """A server wants to know who calls (status 401), or whoever that is may not do this (403)."""
+
+
 class NotFound(ClientError):
     """The device, request or image that was named does not exist."""
 

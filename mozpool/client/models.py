@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from mozpool.client.errors import ClientError
+
+T = TypeVar("T")
 
 READY = "ready"
 CLOSED = "closed"
@@ -67,6 +71,43 @@ class Image:
             boot_config_keys=tuple(json.loads(keys) if isinstance(keys, str) else keys),
             can_reuse=bool(raw.get("can_reuse")),
             has_sut_agent=bool(raw.get("has_sut_agent")),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """A change, or an attempt."""
+
+    id: int
+    time: datetime | None
+    """When it was over."""
+    kind: str
+    """What made it: person, token, command, ..."""
+    who: str | None
+    address: str | None
+    """From where."""
+    action: str
+    target: str | None
+    """On what, such as ``device panda-0001``."""
+    details: Json
+    outcome: str
+    """``ok``, or why not."""
+    raw: Json = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON."""
+        return cls(
+            id=_number(raw.get("id")) or 0,
+            time=_time(raw.get("time")),
+            kind=_text(raw.get("kind")) or "",
+            who=_text(raw.get("who")),
+            address=_text(raw.get("address")),
+            action=_text(raw.get("action")) or "",
+            target=_text(raw.get("target")),
+            details=_object(raw.get("details")),
+            outcome=_text(raw.get("outcome")) or "",
             raw=raw,
         )
 
@@ -347,7 +388,7 @@ class PoolStatus:
 
     @classmethod
     def parse(cls, raw: Json) -> Self:
-        """From the API's JSON. Raises KeyError, TypeError or ValueError when that is something else."""
+        """From the API's JSON."""
         servers, boards, requests = raw["servers"], raw["relay_boards"], raw["requests"]
         return cls(
             devices={name: int(raw["devices"][name]) for name in DEVICE_COUNTS},
@@ -360,6 +401,83 @@ class PoolStatus:
             person_needed={str(device["name"]): str(device["state"]) for device in raw["person_needed"]},
             raw=raw,
         )
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token, by which somebody says who they are."""
+
+    id: int
+    name: str
+    role: str
+    team: str | None
+    note: str | None
+    created: datetime | None
+    created_by: str
+    expires: datetime | None
+    revoked: datetime | None
+    last_used: datetime | None
+    last_address: str | None
+    text: str | None = field(repr=False)
+    """What is to be sent; None but right after it was made."""
+    raw: Json = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON."""
+        return cls(
+            id=_number(raw.get("id")) or 0,
+            name=_text(raw.get("name")) or "",
+            role=_text(raw.get("role")) or "",
+            team=_text(raw.get("team")),
+            note=_text(raw.get("note")),
+            created=_time(raw.get("created")),
+            created_by=_text(raw.get("created_by")) or "",
+            expires=_time(raw.get("expires")),
+            revoked=_time(raw.get("revoked")),
+            last_used=_time(raw.get("last_used")),
+            last_address=_text(raw.get("last_address")),
+            text=_text(raw.get("token")),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Team:
+    """A team, and what its people may have."""
+
+    name: str
+    max_devices: int | None
+    max_duration: int | None
+    """Seconds."""
+    environments: tuple[str, ...] | None
+    """None: all."""
+    groups: tuple[str, ...]
+    devices: int
+    """How many it has now."""
+    raw: Json = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, raw: Json) -> Self:
+        """From the API's JSON."""
+        environments = raw.get("environments")
+        return cls(
+            name=_text(raw.get("name")) or "",
+            max_devices=_number(raw.get("max_devices")),
+            max_duration=_number(raw.get("max_duration")),
+            environments=None if environments is None else tuple(str(name) for name in environments),
+            groups=tuple(str(name) for name in raw.get("groups") or ()),
+            devices=_number(raw.get("devices")) or 0,
+            raw=raw,
+        )
+
+
+def understood(parse: Callable[[Any], T], answer: Any) -> T:
+    """What ``parse`` makes of an answer. Raises ClientError when that is nothing that imaging servers answer."""
+    try:
+        return parse(answer)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ClientError("what the server answered can't be understood") from error
 
 
 def ended(state: str) -> bool:
@@ -382,9 +500,9 @@ def _time(value: object) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(value)
-    except ValueError:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _object(value: object) -> Json:
@@ -392,7 +510,7 @@ def _object(value: object) -> Json:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return value if isinstance(value, Mapping) else {}
 

@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests as http
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 from mozpool import __version__
-from mozpool.client.errors import BadRequest, ClientError, Conflict, NotFound, ServerUnavailable
-from mozpool.client.models import Request
+from mozpool.client.errors import BadRequest, ClientError, Conflict, NotAllowed, NotFound, ServerUnavailable
+from mozpool.client.models import Request, understood
 from mozpool.clock import Clock, Deadline
 
 log = logging.getLogger("mozpool.client")
@@ -70,8 +70,18 @@ class Transport:
     then nobody knows whether the POST was read.
     """
 
-    def __init__(self, servers: Iterable[str] | str, *, timeout: float, rng: random.Random, clock: Clock) -> None:
+    def __init__(
+        self,
+        servers: Iterable[str] | str,
+        *,
+        timeout: float,
+        rng: random.Random,
+        clock: Clock,
+        token: str | None = None,
+    ) -> None:
         """``servers``: base URLs, or ``HOST[:PORT]``. ``timeout``: seconds a call may take with all repetitions.
+
+        ``token`` says who calls; only these servers, and those that they name as servers of their pool, get it.
 
         Raises ValueError when no server is named or one is no http(s) URL.
         """
@@ -80,6 +90,9 @@ class Transport:
         self.servers = [_base_url(server) for server in servers if server]
         if not self.servers:
             raise ValueError("no server is named")
+        self._token = token
+        self._pool = {_origin(server) for server in self.servers}
+        """Where the token may be sent."""
         self._timeout = timeout
         self._rng = rng
         self._clock = clock
@@ -131,13 +144,36 @@ class Transport:
             response = self._send(url, call, params, deadline)
             if response.status_code not in REDIRECTS:
                 return _answer(response, url, text=call.text)
-            target = urljoin(response.url, response.headers.get("Location", ""))
-            if urlsplit(target).scheme not in ("http", "https") or target == response.url:
-                raise ClientError(f"{url} redirects to {target!r}", status=response.status_code)
+            target = _target(response)
+            if target is None:
+                where = response.headers.get("Location", "")[:200]
+                raise ClientError(f"{url} redirects to {where!r}", status=response.status_code)
+            if self._token is not None:
+                target = self._trusted(url, target, deadline)
             log.info("%s %s is served by %s", call.verb, url, target)
             # The target has the query already. The body and, unlike with browsers, the verb stay the same.
             url, params = target, None
         raise ClientError(f"{server}: more than {MAX_HOPS} redirects, the last one to {url}")
+
+    def _trusted(self, url: str, target: str, deadline: Deadline) -> str:
+        """Where to follow a redirect to with the token: only to servers of the pool, and not from https to http.
+
+        Raises ClientError, _TryAgain.
+        """
+        parts = urlsplit(target)
+        if urlsplit(url).scheme == "https" and parts.scheme == "http":
+            # Servers know of each other by name only; whoever is asked by https stays with that.
+            if parts.port not in (None, 80):
+                raise ClientError(f"{url} redirects to {target!r}: the token is not sent there unencrypted")
+            target = urlunsplit(parts._replace(scheme="https", netloc=parts.hostname or ""))
+        if _origin(target) not in self._pool:
+            asked = f"{_origin(url)}/api/server/list/"
+            said = _answer(self._send(asked, Call("GET", ""), None, deadline), asked, text=False)
+            names = [str(server.get("fqdn")) for server in (said or {}).get("servers", [])]
+            self._pool.update(_origin(f"{urlsplit(target).scheme}://{name}") for name in names)
+        if _origin(target) not in self._pool:
+            raise ClientError(f"{url} redirects to {target!r}, which is no server of its pool: the token is not sent")
+        return target
 
     def _send(self, url: str, call: Call, params: Mapping[str, Any] | None, deadline: Deadline) -> http.Response:
         left = max(deadline.remaining(), 0.01)
@@ -145,6 +181,7 @@ class Transport:
             "Accept": "application/json",
             "User-Agent": f"mozpool-client/{__version__}",
             "Connection": "close",
+            **({} if self._token is None else {"Authorization": f"Bearer {self._token}"}),
             **(call.headers or {}),
         }
         try:
@@ -167,12 +204,22 @@ class Transport:
             raise _TryAgain(f"{_origin(url)} broke the connection: {_cause(error)}", done=True) from error
         except http.exceptions.ChunkedEncodingError as error:
             raise _TryAgain(f"{_origin(url)} broke its answer off", done=True) from error
-        except http.RequestException as error:
+        except (http.RequestException, ValueError) as error:  # ValueError: where a redirect leads is no URL
             raise ClientError(f"{url}: {error}") from error
         if _is_cut(response):
             was_sent_on = response.status_code in REDIRECTS
             raise _TryAgain(f"{_origin(url)} broke its answer off", done=not was_sent_on)
         return response
+
+
+def _target(response: http.Response) -> str | None:
+    """Where a redirect leads; None where nobody can go on."""
+    try:
+        target = urljoin(response.url, response.headers.get("Location", ""))
+        fine = urlsplit(target).scheme in ("http", "https") and target != response.url
+    except ValueError:
+        return None
+    return target if fine else None
 
 
 def _is_cut(response: http.Response) -> bool:
@@ -199,8 +246,10 @@ def _base_url(server: str) -> str:
 
 
 def _origin(url: str) -> str:
+    """Scheme, host and port, without the port that goes without saying."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
+    usual = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(usual)}"
 
 
 def _never_connected(error: http.ConnectionError) -> bool:
@@ -230,7 +279,7 @@ def _answer(response: http.Response, url: str, *, text: bool) -> Any:
         return None
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if status < 300:
         if body is None and response.content.strip() != b"null":
@@ -244,9 +293,13 @@ def _answer(response: http.Response, url: str, *, text: bool) -> Any:
     if status == 503 or (status in (502, 504) and not error):
         # 502 and 504 without a word of ours come from a proxy. Any of the three may be said of work that was half done.
         raise _TryAgain(f"{_origin(url)}: {message}", done=True, pause=_retry_after(response), status=status)
+    if status == 429:
+        raise _TryAgain(f"{_origin(url)}: {message}", done=False, pause=_retry_after(response), status=status)
+    if status in (401, 403):
+        raise NotAllowed(message, status=status, code=code)
     if status == 409:
         made = body.get("request") if isinstance(body, dict) else None
-        request = Request.parse(made) if isinstance(made, dict) else None
+        request = understood(Request.parse, made) if isinstance(made, dict) else None
         if request is not None and not error:
             message = f"device {request.requested_device} is taken"
         raise Conflict(message, status=status, code=code, request=request)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _MOST_HISTORY = 2000
 _MAC = re.compile(r"[0-9a-f]{12}")
 _IMAGING_URL = re.compile(r"\bmobile-imaging-url=(\S+)")
+_TOKEN = re.compile(r"\bmozpool-token=(\S+)")
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,11 @@ class Surroundings(Protocol):
         """The boot configuration for this board; None when there is none and it boots its own storage."""
         ...
 
-    async def get(self, url: str) -> Answer:
-        """GET ``url``. Raises OSError when the server can't be talked with, ValueError for what makes no sense."""
+    async def get(self, url: str, headers: Mapping[str, str]) -> Answer:
+        """GET ``url`` with these headers, from the board's own address.
+
+        Raises OSError when the server can't be talked with, ValueError for what makes no sense.
+        """
         ...
 
 
@@ -191,6 +195,8 @@ class FakeBoard:
         self._powered = False
         self._network_up = False
         self._booted_at = 0.0
+        self._headers: dict[str, str] = {}
+        """What its live image sends with each call: the token of this boot."""
         self._life: asyncio.Task[None] | None = None
         self._history: list[HistoryEntry] = []
 
@@ -325,6 +331,8 @@ class FakeBoard:
     async def _boot_live_image(self, config: str) -> None:
         found = _IMAGING_URL.search(config)
         imaging_url = found[1] if found else ""
+        token = _TOKEN.search(config)
+        self._headers = {"Mozpool-Boot-Token": token[1]} if token else {}
         self._note("pxe_boot", imaging_url)
         await self._spend(self.behaviour.live_boot_seconds)
         self._booted_at = self._loop.time()
@@ -383,7 +391,7 @@ class FakeBoard:
         pause = 1.0
         while True:
             try:
-                answer = await self._surroundings.get(url)
+                answer = await self._surroundings.get(url, self._headers)
             except (OSError, ValueError) as error:
                 problem = str(error) or type(error).__name__
             else:

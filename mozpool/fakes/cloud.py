@@ -33,7 +33,7 @@ class FakeProject:
     worker_type: str
     phones: tuple[str, ...]
     """UDIDs."""
-    token: str = "tc-s3cret-token"  # noqa: S105
+    token: str = "tc-s3cret-token"  # noqa: S105 (of a simulated service)
     more: Mapping[str, Any] = field(default_factory=dict)
     """More settings of it: ``priority_group``, ``priority``, ``USER_SCRIPTS_VERSION`` …"""
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
@@ -20,31 +21,36 @@ class Answer(NamedTuple):
     body: bytes
 
 
-async def get(url: str, timeout: float = 30.0) -> Answer:
+async def get(
+    url: str, headers: Mapping[str, str] | None = None, *, source: str | None = None, timeout: float = 30.0
+) -> Answer:
     """GET ``url``, following redirects, in at most ``timeout`` seconds altogether.
 
-    Raises OSError (TimeoutError included) when the server can't be talked with, ValueError when
+    ``headers`` are sent with each call; ``source`` is the address to call from, whichever the system takes unless
+    given. Raises OSError (TimeoutError included) when the server can't be talked with, ValueError when
     the URL or the answer makes no sense.
     """
     async with asyncio.timeout(timeout):
         for _ in range(_MOST_REDIRECTS + 1):
-            status, headers, body = await _exchange(url)
-            location = headers.get("location")
+            status, answered, body = await _exchange(url, headers or {}, source)
+            location = answered.get("location")
             if status not in _REDIRECTS or location is None:
                 return Answer(status, body)
             url = urljoin(url, location)
     raise ValueError("too many redirects")
 
 
-async def _exchange(url: str) -> tuple[int, dict[str, str], bytes]:
+async def _exchange(url: str, headers: Mapping[str, str], source: str | None) -> tuple[int, dict[str, str], bytes]:
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
         raise ValueError(f"not an HTTP URL: {url}")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     host = parts.netloc.rpartition("@")[2]
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
+    place = None if source is None else (source, 0)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80, local_addr=place)
     try:
-        head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAccept: */*\r\n\r\n"
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAccept: */*\r\n{more}\r\n"
         writer.write(head.encode("ascii"))
         await writer.drain()
         return await _read_answer(reader)

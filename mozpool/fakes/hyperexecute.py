@@ -137,7 +137,7 @@ def _create(url: str, user: str, key: str, job: Mapping[str, Any]) -> Mapping[st
     request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{key}".encode()).decode())
     request.add_header("Content-Type", "application/json")
     try:
-        with urllib.request.urlopen(request, timeout=_CALL_LIMIT) as answer:  # noqa: S310 (http)
+        with urllib.request.urlopen(request, timeout=_CALL_LIMIT) as answer:  # noqa: S310 (http)  # nosec B310
             made = json.load(answer)
         if not isinstance(made, dict) or not {"id", "job_number"} <= set(made):
             raise Refused("the answer makes no sense")
@@ -302,7 +302,7 @@ def _check_the_rest(top: _Section) -> None:
         runtime.text("language")
         runtime.take("version", str, int, float)
         runtime.end()
-    top.exactly(frameworkStatusOnly=True, dynamicAllocation=True, shell="bash")  # noqa: S604 (runs nothing)
+    top.exactly(frameworkStatusOnly=True, dynamicAllocation=True, shell="bash")  # noqa: S604 (runs nothing)  # nosec B604
 
 
 def _wanted(arguments: _Section, concurrency: int) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def system(
 class FakeInventory:
     """The server; a context manager that starts and stops it. What it has may be changed while it runs."""
 
-    def __init__(self, *, username: str = "mozpool", password: str = "s3cret", port: int = 0) -> None:  # noqa: S107
+    def __init__(self, *, username: str = "mozpool", password: str = "s3cret", port: int = 0) -> None:  # noqa: S107 (of a simulated service)
         self.systems: dict[str, dict[str, Any]] = {}
         """Host name → what the export has of it."""
         self.statuses: dict[int, str] = {1: "production", 2: "spare", 3: "decommissioned"}

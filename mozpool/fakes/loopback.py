@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 from mozpool.clock import Clock
@@ -47,14 +48,17 @@ class LoopbackBoard(FakeBoard):
             reboot=self.reboot,
         )
         echo = EchoServer(spec.name, spec.address, echo_port, answers=self.answers_ping)
-        surroundings = _Loopback(echo, self.agent, None if tftp_root is None else _pxe_file(tftp_root, spec))
+        surroundings = _Loopback(
+            spec.address, echo, self.agent, None if tftp_root is None else _pxe_file(tftp_root, spec)
+        )
         super().__init__(spec, surroundings, server_url=server_url, behaviour=behaviour, seed=seed)
 
 
 class _Loopback:
     """The surroundings of a board with an address of its own."""
 
-    def __init__(self, echo: EchoServer, agent: SutAgent, pxe_file: Path | None) -> None:
+    def __init__(self, address: str, echo: EchoServer, agent: SutAgent, pxe_file: Path | None) -> None:
+        self._address = address
         self._echo = echo
         self._agent = agent
         self._pxe_file = pxe_file
@@ -83,8 +87,8 @@ class _Loopback:
         except OSError:
             return None
 
-    async def get(self, url: str) -> Answer:
-        return await httpclient.get(url)
+    async def get(self, url: str, headers: Mapping[str, str]) -> Answer:
+        return await httpclient.get(url, headers, source=self._address)
 
 
 def _pxe_file(tftp_root: Path, spec: BoardSpec) -> Path:

@@ -97,7 +97,7 @@ class Rack:
         Raises FakesError, BadInput.
         """
         server, testing = settings.server, settings.testing
-        host = "127.0.0.1" if server.listen == "0.0.0.0" else server.listen  # noqa: S104 (nothing is bound to it)
+        host = "127.0.0.1" if server.listen == "0.0.0.0" else server.listen  # noqa: S104 (nothing is bound to it)  # nosec B104
         behaviour = Behaviour(
             speed=testing.speed,
             boot_failure=testing.fake_boot_failure,

@@ -160,6 +160,8 @@ class Taskcluster:
             reason = _plain(error.superExc or error) if hasattr(error, "superExc") else _plain(error)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             reason = _plain(error)
+        except RecursionError:
+            reason = "its answer is nested too deeply"
         raise QueueError(f"Taskcluster at {self._root} does not tell about {what}: {reason}")
 
 

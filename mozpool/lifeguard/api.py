@@ -17,7 +17,10 @@ from flask import Response, current_app
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from mozpool import apikit
+from mozpool.access.held import held, watched
+from mozpool.access.principal import Kind, principal
 from mozpool.apikit import Empty, EventInput, Input, Site, answer, endpoint, site
+from mozpool.bmm.breakoff import BreakOff
 from mozpool.bmm.schemas import Success
 from mozpool.bmm.service import BMM
 from mozpool.clock import Clock
@@ -77,7 +80,9 @@ def lifeguard() -> LifeGuard:
 def device_event(name: str, event: str) -> Response:
     """Hand an event to a device's state machine; one that its state does not expect is ignored.
 
-    Boards call this by a plain GET. Imaging servers send the "please" of a request with its `claim_id`.
+    Boards call this by a plain GET, with the token of their boot in the header `Mozpool-Boot-Token` or as `token` in
+    the query, where `[auth] device_events` wants it. Imaging servers send the "please" of a request with its
+    `claim_id`.
     """
     args = apikit.json_body(MAX_EVENT)
     boot_config = args.get("boot_config", "")
@@ -85,6 +90,8 @@ def device_event(name: str, event: str) -> Response:
     if len(stored.encode()) > apikit.MAX_TEXT:
         raise RequestEntityTooLarge
     event_id = take_id(args)
+    if principal().kind is Kind.DEVICE:
+        args = {}  # it says how far it is, and nothing else
     with site().database.read() as conn:
         key = apikit.device_key(conn, name)
     apikit.only_here(key.owner_id, key.owner)
@@ -141,7 +148,7 @@ def _please_for_claim(device_id: int, event: str, args: Mapping[str, Any]) -> di
 def state_change(name: str, old: str, new: str) -> Response:
     """Force a device from one state to another; 409 when it is not in the first one."""
     body = apikit.parse(schemas.WhoBody, apikit.json_body())
-    lifeguard().change_state(apikit.own_device(name).id, old, new, body.assignee)
+    lifeguard().change_state(apikit.own_device(name).id, old, new, apikit.by(body.assignee))
     return answer({})
 
 
@@ -170,7 +177,7 @@ def set_device_status(name: str) -> Response:
     One that is `ready` is online already; one that somebody uses is not tested under its user (409).
     """
     body = apikit.parse(schemas.StatusBody, apikit.json_body())
-    outcome = lifeguard().set_status(apikit.own_device(name).id, body.status, body.reason, body.assignee)
+    outcome = lifeguard().set_status(apikit.own_device(name).id, body.status, body.reason, apikit.by(body.assignee))
     return answer({"state": outcome.state})
 
 
@@ -428,16 +435,19 @@ def device_maintenance(name: str) -> Response:
 def _please(row: Device, actor: schemas.ActorBody, event: str, args: Mapping[str, Any]) -> Response:
     """Ask a device for something. For its holder, the result goes to the holder's request."""
     _check_holder(row, actor)
-    claim_id = row.claim_id if actor.request_id is not None else None
-    said = lifeguard().please(row.id, event, {**args, "by": actor.assignee}, claim_id=claim_id)
+    who = apikit.by(actor.assignee)
+    claim_id = row.claim_id if actor.request_id is not None or held() is not None else None
+    said = lifeguard().please(row.id, event, {**args, "by": who}, claim_id=claim_id)
     if not said.accepted:
         raise Conflict(f"device {row.name} can't do that now: {said.reason}", field="state")
-    if actor.assignee:
-        lifeguard().note(row, f"{event} by {actor.assignee}")
+    if who:
+        lifeguard().note(row, f"{event} by {who}")
     return answer({"state": said.state})
 
 
 def _check_holder(row: Device, actor: schemas.ActorBody) -> None:
+    if (mine := held()) is not None:
+        mine.check(row.claim_id, row.name)
     if actor.request_id is not None and actor.request_id != row.request_id:
         raise Conflict(f"request {actor.request_id} does not have device {row.name}", field="request_id")
 
@@ -456,9 +466,10 @@ def agent_exec(name: str) -> Response:
     body = apikit.parse(schemas.ExecBody, apikit.json_body())
     row = apikit.own_device(name)
     _check_holder(row, body)
-    with _waiting(body.timeout) as seconds:
-        lifeguard().note(row, f"command by {body.assignee or 'an operator'}: {' '.join(body.command)}"[:1000])
-        result = bmm().agent_run(row, body.command, seconds)
+    with _waiting(body.timeout) as seconds, _while_held(row) as end:
+        who = apikit.by(body.assignee) or "an operator"
+        lifeguard().note(row, f"command by {who}: {' '.join(body.command)}"[:1000])
+        result = bmm().agent_run(row, body.command, seconds, end)
     return answer({"output": result.output, "return_code": result.return_code})
 
 
@@ -474,12 +485,35 @@ def agent_verify(name: str) -> Response:
     """Ask a device's agent once whether it works, for at most 20 seconds."""
     apikit.json_body()
     row = apikit.own_device(name)
-    with _waiting(VERIFY_LIMIT) as seconds:
+    with _waiting(VERIFY_LIMIT) as seconds, _while_held(row) as end:
         try:
-            bmm().verify_agent(row, seconds)
+            bmm().verify_agent(row, seconds, end)
         except HardwareError as error:
             return answer({"success": False, "reason": error.reason})
     return answer({"success": True})
+
+
+@contextmanager
+def _while_held(row: Device) -> Iterator[BreakOff | None]:
+    """What breaks off an operation that a user does by their claim, as soon as that is over; None for operators.
+
+    Raises Forbidden then.
+    """
+    mine = held()
+    if mine is None:
+        yield None
+        return
+    mine.check(row.claim_id, row.name)
+    end, here = BreakOff(), site()
+    try:
+        with watched(mine, here.database, here.clock, end):
+            yield end
+    except HardwareError:
+        if end.called:
+            raise mine.lost(row.name) from None
+        raise
+    if end.called:
+        raise mine.lost(row.name)
 
 
 @contextmanager

@@ -112,12 +112,12 @@ class DeviceOperations:
             case PowerCycle():
                 if _is_for_nobody(row):
                     return Event("not_wanted")
-                self._bmm.sync_boot(row)
+                self._bmm.sync_boot(row, boots=True)
                 self._bmm.power_cycle(row)
                 self._note_reboot(row)
                 return Event("power_cycle_ok")
             case AgentReboot():
-                self._bmm.sync_boot(row)
+                self._bmm.sync_boot(row, boots=True)
                 self._bmm.agent_reboot(row)
                 self._note_reboot(row)
                 return Event("power_cycle_ok")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import random
 import threading
 from collections import Counter
@@ -21,11 +22,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, not_, or_, select
+from sqlalchemy import Connection, bindparam, false, not_, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.clock import Event
-from mozpool.db import devices, images, requests
+from mozpool.db import devices, images, requests, teams
 from mozpool.db.bootconfig import boot_config_hash
 from mozpool.db.devices import SHUFFLE_RANGE, Candidate, Device, FreeSearch
 from mozpool.db.engine import Database
@@ -34,6 +35,7 @@ from mozpool.db.requests import Request
 from mozpool.db.spelling import exactly
 from mozpool.db.tables import devices as devices_table
 from mozpool.db.tables import hardware_types
+from mozpool.db.teams import Team
 from mozpool.errors import DatabaseAway
 from mozpool.lanes import Lanes, Soon
 from mozpool.pool.criteria import ANY, Criteria
@@ -88,9 +90,9 @@ def conditions(criteria: Criteria, fits: Fits) -> list[ColumnElement[bool]]:
     if criteria.device != ANY:
         found.append(exactly(devices_table.c.name, criteria.device))
     if criteria.environment != ANY:
-        same = exactly(devices_table.c.environment, criteria.environment)
-        # Rows of 4.2.1 may have none at all.
-        found.append(or_(same, devices_table.c.environment.is_(None)) if criteria.environment == "none" else same)
+        found.append(_is_in(criteria.environment))
+    if criteria.environments is not None:
+        found.append(or_(false(), *(_is_in(environment) for environment in sorted(criteria.environments))))
     if criteria.hardware_type is not None or criteria.hardware_model is not None:
         types = select(hardware_types.c.id)
         if criteria.hardware_type is not None:
@@ -106,6 +108,12 @@ def conditions(criteria: Criteria, fits: Fits) -> list[ColumnElement[bool]]:
     elif criteria.image_id is not None:
         found.append(not_(devices.HOSTED))
     return found + devices.has_labels(criteria.labels)
+
+
+def _is_in(environment: str) -> ColumnElement[bool]:
+    same = exactly(devices_table.c.environment, environment)
+    # Rows of 4.2.1 may have none at all.
+    return or_(same, devices_table.c.environment.is_(None)) if environment == "none" else same
 
 
 @dataclass(eq=False)
@@ -132,6 +140,13 @@ class _Plan:
     """Devices that are planned for somebody, now or by an earlier run."""
     away: frozenset[int] = frozenset()
     """Imaging servers whose devices are not handed out, and whose requests get none: nobody would go on with them."""
+    room: dict[int, float] = field(default_factory=dict)
+    """Team id → how many more devices it may have, for those whose requests were looked at."""
+
+    @property
+    def full(self) -> list[int]:
+        """The teams that may not have any more."""
+        return [team_id for team_id, room in self.room.items() if room <= 0]
 
 
 class Matcher:
@@ -164,6 +179,7 @@ class Matcher:
         self._soon = Soon(quick, MATCH_LANE, self._woken, "matching")
         self._searches: dict[tuple[str, Fits, str, frozenset[int]], FreeSearch] = {}
         self._fits: dict[int, tuple[float, Fits]] = {}
+        self._teams: dict[int, tuple[float, Team | None]] = {}
         # How many calls wait for a request. With a lock of its own: who calls during a run is seen by that run.
         self._calling = threading.Lock()
         self._callers: Counter[int] = Counter()
@@ -298,7 +314,9 @@ class Matcher:
         """The waiting requests with equal criteria, in order, as long as they find something."""
         last: Request | None = None
         while criteria not in plan.unserved:
-            some = requests.first_in_queue(conn, limit=CANDIDATES, criteria=criteria, behind=last)
+            some = requests.first_in_queue(
+                conn, limit=CANDIDATES, criteria=criteria, behind=last, without_teams=plan.full
+            )
             yield from some
             if len(some) < CANDIDATES:
                 return
@@ -308,7 +326,10 @@ class Matcher:
         """Plan a claim for a request, if there is a device; False when the run has to begin anew."""
         if request.id in self._claiming or request.id in self._planned or request.owner_id in plan.away:
             return True
-        criteria = Criteria.of(request)
+        team = self._team_of(conn, request.team_id)
+        if team is not None and not self._has_room(conn, team, plan):
+            return True
+        criteria = Criteria.of(request, None if team is None else team.environments)
         if criteria.key in plan.unserved:
             return True
         wish = (criteria.key, boot_config_hash(request.boot_config))
@@ -321,9 +342,18 @@ class Matcher:
         if found:
             plan.claims[request.id] = _Claim(request, found[0], self._driver.clock.event())
             plan.taken.add(found[0].id)
+            if team is not None:
+                plan.room[team.id] -= 1
         else:
             plan.unserved[criteria.key] = criteria
         return True
+
+    @staticmethod
+    def _has_room(conn: Connection, team: Team, plan: _Plan) -> bool:
+        """Whether a team may have one more device, as far as that can be planned: its claim counts again."""
+        if team.id not in plan.room:
+            plan.room[team.id] = math.inf if team.max_devices is None else team.max_devices - teams.held(conn, team.id)
+        return plan.room[team.id] > 0
 
     def _candidates(self, conn: Connection, request: Request, criteria: Criteria, plan: _Plan) -> list[Candidate]:
         """Free devices for a request: first those that hold the wanted image already, then any at random."""
@@ -356,6 +386,16 @@ class Matcher:
                 wanted.append(devices.owner_column.not_in(sorted(away)))
             found = self._searches[key] = FreeSearch(wanted)
         return found
+
+    def _team_of(self, conn: Connection, team_id: int | None) -> Team | None:
+        """A team, at most a second old."""
+        if team_id is None:
+            return None
+        now = self._driver.clock.monotonic()
+        known = self._teams.get(team_id)
+        if known is None or now - known[0] > 1.0:
+            known = self._teams[team_id] = (now, teams.get(conn, team_id))
+        return known[1]
 
     def _fits_of(self, conn: Connection, image_id: int | None) -> Fits:
         """What an image can be had on, at most a second old."""
@@ -419,7 +459,10 @@ def explain(conn: Connection, request: Request, away: frozenset[int] = frozenset
     place = requests.place_in_queue(conn, request)
     if request.owner_id in away:
         return Waiting(f"its imaging server {request.owner} is away", place)
-    criteria = Criteria.of(request)
+    team = None if request.team_id is None else teams.get(conn, request.team_id)
+    if team is not None and team.max_devices is not None and teams.held(conn, team.id) >= team.max_devices:
+        return Waiting(f"team {team.name} has all the devices that it may have at a time: {team.max_devices}", place)
+    criteria = Criteria.of(request, None if team is None else team.environments)
     return Waiting(_reason(conn, criteria, _fitting(conn, criteria), away), place)
 
 

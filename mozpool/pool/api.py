@@ -19,6 +19,9 @@ from flask import Response, current_app, request
 from sqlalchemy import Connection
 
 from mozpool import __version__, apikit
+from mozpool.access.audit import note
+from mozpool.access.held import held
+from mozpool.access.principal import Role, principal
 from mozpool.apikit import MAX_POLL, Empty, EventInput, Input, Log, LogQuery, answer, done, endpoint, site
 from mozpool.db import claims, devices, hosted_jobs, images, logs, requests, samples
 from mozpool.db.devices import Device, Rule
@@ -26,6 +29,7 @@ from mozpool.db.hosted_jobs import Job
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_logs
 from mozpool.errors import BadInput, Conflict, NotFound
+from mozpool.notify.outbox import host_of
 from mozpool.pool import schemas
 from mozpool.pool.allocation import Waiting
 from mozpool.pool.criteria import ANY, Criteria
@@ -46,9 +50,10 @@ CATEGORIES = "mozpool.categories"
 """The key of the rules by which devices have categories: LifeGuard knows them."""
 
 OWN_EVENTS = frozenset(
-    {TIMEOUT, TAKEN_OVER, "device_found", "device_left", "do_not_wait", "expire", "lifeguard_contacted"}
+    {TIMEOUT, TAKEN_OVER, "device_found", "device_left", "do_not_wait", "expire", "lifeguard_contacted", "revoke"}
 )
-"""Events that carry what only this server's own matching and timers know: from outside they are ignored."""
+"""Events that carry what only this server's own matching and timers know, or that have a path of their own: from
+outside they are ignored."""
 
 CLAIMED = "claimed"
 """What another imaging server says when it has found a device for a request of this one; no event of the machine."""
@@ -113,7 +118,8 @@ def request_info(row: Request, waiting: Waiting | None, job: Job | None) -> dict
         "labels": dict(row.labels),
         "hardware_type": row.hardware_type,
         "hardware_model": row.hardware_model,
-        "callback_url": row.callback_url,
+        "callback_url": host_of(row.callback_url) if row.callback_url else None,
+        "made_by": row.made_by,
         "reason": waiting.reason if waiting else row.reason,
         "place": waiting.place if waiting else None,
         "job": apikit.job_info(job),
@@ -285,6 +291,9 @@ def request_device(name: str) -> Response:
     """
     query = apikit.query(schemas.WaitQuery)
     raw = apikit.json_body()
+    who = principal()
+    if who.name is not None and "requester" not in raw:
+        raw.setdefault("assignee", who.name)
     new = _new_request(name, raw, apikit.parse(schemas.RequestBody, raw))
     repeats, service = _repeats(), mozpool()
     call, earlier = None, None
@@ -296,9 +305,12 @@ def request_device(name: str) -> Response:
             made = service.create(new)
         if call is not None:
             repeats.made(call, made.id)
+        note(f"request {made.id}", device=name)
         if query.wait and made.claim_id is None and made.is_open:
             with site().long_polls.slot(min(query.wait, MAX_POLL)) as seconds:
                 made = service.wait_for_device(made.id, seconds)
+        if made.device is not None:
+            note(device=made.device)
         said: dict[str, Any] = {"request": request_info(made, service.waiting(made), job_of(made))}
         if not _was_refused(made):
             return answer(said)
@@ -327,6 +339,8 @@ def _new_request(name: str, raw: Mapping[str, Any], body: schemas.RequestBody) -
         labels=body.labels,
         callback_url=body.callback_url,
         idempotency_key=key,
+        made_by=principal().name,
+        team=principal().team,
     )
     if name == ANY or not name.isdigit():
         return new
@@ -355,6 +369,7 @@ def _client_gone() -> Callable[[], bool]:
 
 def _call_key() -> str:
     parts = (
+        principal().name,
         request.remote_addr,
         request.headers.get("X-Forwarded-For"),
         request.path.rstrip("/"),
@@ -376,12 +391,14 @@ def _if_open(service: MozPool, request_id: int) -> Request | None:
 def request_match() -> Response:
     """How many devices a request could get if it were made now, and why it would have to wait."""
     query = apikit.query(schemas.MatchQuery)
+    team = principal().team
     wanted = Criteria(
         device=query.device,
         environment=query.environment,
         hardware_type=query.hardware_type,
         hardware_model=query.hardware_model,
         labels=_labels(query.label),
+        environments=None if team is None else team.environments,
     )
     found = mozpool().preview(wanted, query.image)
     return answer({"matching": found.matching, "free": found.free, "reason": found.reason})
@@ -398,6 +415,7 @@ def request_list() -> Response:
         device=query.device,
         environment=query.environment,
         job=query.job,
+        made_by=query.made_by,
     )
     more = None if query.limit is None else query.limit + 1
     with site().database.read() as conn:
@@ -499,9 +517,14 @@ def read_log(conn: Connection, request_id: int, query: LogQuery) -> list[logs.Lo
     errors=[302, 400, 404, 422],
 )
 def request_renew(number: str) -> Response:
-    """Let a request expire in so many seconds from now."""
+    """Let a request expire in so many seconds from now.
+
+    403 where that is longer, counted from when it was made, than its maker's team may have a device.
+    """
     body = apikit.parse(schemas.RenewBody, apikit.json_body())
-    mozpool().renew(own_request(number), body.duration)
+    who = principal()
+    by_holder = who.role < Role.OPERATOR
+    mozpool().renew(own_request(number), body.duration, by_holder=by_holder, team=who.team if by_holder else None)
     return done()
 
 
@@ -510,6 +533,27 @@ def request_return(number: str) -> Response:
     """Give a device back, or stop to wait for one; nothing changes when the request has ended."""
     apikit.json_body()
     mozpool().give_back(own_request(number))
+    return done()
+
+
+@endpoint(
+    blueprint,
+    "/request/<number>/revoke/",
+    "POST",
+    answers=None,
+    body=schemas.RevokeBody,
+    example={"reason": "the board has to be repaired"},
+    errors=[302, 400, 404],
+)
+def request_revoke(number: str) -> Response:
+    """Take a request from its holder, whose calls for the device are refused from now on.
+
+    The device is looked at at once, and proven before anybody else gets it. Nothing changes when it has ended.
+    """
+    body = apikit.parse(schemas.RevokeBody, apikit.json_body())
+    who = principal().name
+    reason = requests.REVOKED + (f" by {who}" if who else "") + (f": {body.reason}" if body.reason else "")
+    mozpool().revoke(own_request(number), reason)
     return done()
 
 
@@ -555,6 +599,8 @@ def device_return(name: str) -> Response:
     if body.request_id is not None and (holder is None or holder.id != body.request_id):
         raise Conflict(f"request {body.request_id} does not have device {device.name}", field="request_id")
     if holder is not None:
+        if (mine := held()) is not None:
+            mine.check(holder.claim_id, device.name)
         apikit.only_here(holder.owner_id, holder.owner)
         mozpool().give_back(holder.id)
     return done()

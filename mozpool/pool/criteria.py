@@ -27,10 +27,12 @@ class Criteria:
     labels: Mapping[str, str] = field(default_factory=dict)
     image_id: int | None = None
     """The image that is to be installed: hardware that has no PXE config for it can't serve the request."""
+    environments: tuple[str, ...] | None = None
+    """Those that the request's team may use; None: all."""
 
     @classmethod
-    def of(cls, request: Request) -> Criteria:
-        """The criteria of a stored request."""
+    def of(cls, request: Request, environments: tuple[str, ...] | None = None) -> Criteria:
+        """The criteria of a stored request, whose team may use these environments."""
         return cls(
             device=request.requested_device,
             environment=request.environment,
@@ -38,6 +40,7 @@ class Criteria:
             hardware_model=request.hardware_model,
             labels=request.labels,
             image_id=request.image_id,
+            environments=environments,
         )
 
     @cached_property
@@ -50,6 +53,7 @@ class Criteria:
             self.hardware_model,
             sorted(self.labels.items()),
             self.image_id,
+            *([] if self.environments is None else [sorted(self.environments)]),
         ]
         return hashlib.sha1(json.dumps(parts).encode(), usedforsecurity=False).hexdigest()
 
@@ -60,6 +64,8 @@ class Criteria:
             parts.append(f"model {self.hardware_model}")
         if self.environment != ANY:
             parts.append(f"environment {self.environment}")
+        elif self.environments is not None:
+            parts.append(f"environment {' or '.join(self.environments)}")
         parts += [f"{name}={value}" for name, value in sorted(self.labels.items())]
         noun = "device" if self.device == ANY else f"device {self.device}"
         if parts:

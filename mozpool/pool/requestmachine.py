@@ -69,15 +69,18 @@ NO_DEVICE = {
 """The fields of a request that hold no device."""
 
 
-def give_up_device(ctx: RequestContext, reason: str) -> None:
-    """Release the claim in this transaction; who waits for the device is served right after it."""
+def give_up_device(ctx: RequestContext, reason: str, *, verify: bool = False) -> None:
+    """Release the claim in this transaction; who waits for the device is served right after it.
+
+    With ``verify`` it is looked at as soon as it is free, whatever it was used for.
+    """
     request = ctx.row
     claim_id, device_id, device = request.claim_id, request.device_id, request.device
     if claim_id is None or device_id is None or device is None:
         return
     now, shuffle = ctx.now, ctx.rng.randrange(SHUFFLE_RANGE)
     # What a person has used is proven before anybody else gets it; others are proven for whoever gets them next.
-    verify = ctx.reads.verify_on_return or request.image == images.AS_IS
+    verify = verify or ctx.reads.verify_on_return or request.image == images.AS_IS
     ctx.also(
         lambda conn: claims.release(
             conn,
@@ -99,9 +102,9 @@ def give_up_device(ctx: RequestContext, reason: str) -> None:
         ctx.effect(TellRelease(device_id, device, request.device_server or "", claim_id))
 
 
-def end(ctx: RequestContext, reason: str) -> None:
+def end(ctx: RequestContext, reason: str, *, verify: bool = False) -> None:
     """What every end state does: give the device back."""
-    give_up_device(ctx, reason)
+    give_up_device(ctx, reason, verify=verify)
     ctx.set(reason=reason)
     ctx.detail = reason
 
@@ -113,6 +116,12 @@ class Open(State[Request]):
     def close(self, ctx: RequestContext) -> str | None:
         """Its client gave it back."""
         end(ctx, requests.RETURNED)
+        return None
+
+    @on("revoke", to="closed")
+    def revoke(self, ctx: RequestContext) -> str | None:
+        """An operator took it from its holder, who may not want to let it go: the device is looked at at once."""
+        end(ctx, str(ctx.args.get("reason") or requests.REVOKED), verify=True)
         return None
 
     @on(TAKEN_OVER, to=())
@@ -185,7 +194,12 @@ class FindingDevice(Open):
         }
         ctx.also(
             lambda conn: claims.take(
-                conn, request_id=request.id, device_id=device.id, device_version=device.version, now=now
+                conn,
+                request_id=request.id,
+                device_id=device.id,
+                device_version=device.version,
+                now=now,
+                team_id=request.team_id,
             ),
             **holds,
         )

@@ -93,6 +93,14 @@ class RenewBody(Input):
     duration: Seconds = Field(description="Seconds from now.")
 
 
+class RevokeBody(Input):
+    """Why."""
+
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, max_length=150)] | None = Field(
+        None, description="For whoever had it; it is kept as the reason of the request."
+    )
+
+
 class DeviceReturnBody(Input):
     """Whose the device is, to be sure."""
 
@@ -107,6 +115,7 @@ class RequestListQuery(PageQuery):
     state: str | None = None
     device: str | None = Field(None, description="Name of the device that it has.")
     environment: str | None = None
+    made_by: str | None = Field(None, description="Whose they are: the name of a token, or of who signed on.")
     job: str | None = Field(
         None,
         description="Those whose job this names, closed ones too: the number, id or URL of the job, or the id or URL "
@@ -172,7 +181,8 @@ class RequestInfo(BaseModel):
     labels: dict[str, str]
     hardware_type: str | None
     hardware_model: str | None
-    callback_url: str | None
+    callback_url: str | None = Field(description="Scheme and host of what is called; the rest may be secret.")
+    made_by: str | None = Field(description="Whose it is, where the server asks who calls.")
     reason: str | None = Field(description="Why it waits, failed or was closed.")
     place: int | None = Field(
         None, description="Place in the queue among those that the same devices can serve; null when it does not wait."

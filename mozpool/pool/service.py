@@ -22,7 +22,8 @@ from mozpool.db import devices, history, images, requests
 from mozpool.db.engine import Database
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_history
-from mozpool.errors import BadInput, Conflict, DatabaseAway, NotFound, Unprocessable
+from mozpool.db.teams import Team
+from mozpool.errors import BadInput, Conflict, DatabaseAway, Forbidden, NotFound, Unprocessable
 from mozpool.pool.allocation import Match, Matcher, Waiting, explain, preview, queue_key
 from mozpool.pool.criteria import ANY, Criteria
 from mozpool.statedriver import Driver, Outcome
@@ -62,6 +63,10 @@ class NewRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     callback_url: str | None = None
     idempotency_key: str | None = None
+    made_by: str | None = None
+    """Whose it is; None: nobody's in particular."""
+    team: Team | None = None
+    """Whose quota it counts for."""
 
     def digest(self) -> str:
         """Equal for equal calls."""
@@ -78,6 +83,7 @@ class NewRequest:
             self.hardware_model,
             sorted(self.labels.items()),
             self.callback_url,
+            *([] if self.made_by is None else [self.made_by]),
         ]
         return hashlib.sha1(json.dumps(parts, default=str).encode(), usedforsecurity=False).hexdigest()
 
@@ -144,7 +150,11 @@ class MozPool:
             return repeated
         name = f"request {request_id}"
         self.driver.logbook.add(
-            "request", request_id, name, "mozpool", f"{new.assignee} wants {self._criteria(values).describe()}"
+            "request",
+            request_id,
+            name,
+            "mozpool",
+            f"{new.assignee} wants {self._criteria(values, new.team).describe()}",
         )
         try:
             self.matcher.match(request_id)
@@ -199,6 +209,8 @@ class MozPool:
             if devices.is_hosted(conn, named.id) != (image.name in images.HOSTED):
                 raise Unprocessable(f"image {image.name} can't be had on device {new.device}", field="image")
         self.check_duration(new.duration)
+        if new.team is not None:
+            self._check_team(conn, new, new.team)
         for key in image.boot_config_keys:
             if new.boot_config.get(key) is None:
                 raise BadInput(f"{key} is missing: image {image.name} needs this key in its boot config", field=key)
@@ -238,12 +250,28 @@ class MozPool:
             "callback_url": new.callback_url,
             "idempotency_key": _key_digest(new.idempotency_key),
             "body_hash": new.digest(),
+            "made_by": new.made_by,
+            "team_id": None if new.team is None else new.team.id,
         }
-        values["criteria"] = self._criteria(values).key
+        values["criteria"] = self._criteria(values, new.team).key
         return values
 
     @staticmethod
-    def _criteria(values: Mapping[str, Any]) -> Criteria:
+    def _check_team(conn: Connection, new: NewRequest, team: Team) -> None:
+        """Raise Forbidden when a team may not have what is asked for."""
+        if team.max_duration is not None and new.duration > team.max_duration:
+            raise Forbidden(_too_long(team), field="duration")
+        if team.environments is None:
+            return
+        may = f"team {team.name} may use {', '.join(team.environments)} alone"
+        if new.environment != ANY and new.environment not in team.environments:
+            raise Forbidden(f"environment: {may}, not {new.environment}", field="environment")
+        named = None if new.device == ANY else devices.by_name(conn, new.device)
+        if named is not None and named.environment not in team.environments:
+            raise Forbidden(f"device {named.name} is in environment {named.environment}: {may}", field="device")
+
+    @staticmethod
+    def _criteria(values: Mapping[str, Any], team: Team | None = None) -> Criteria:
         return Criteria(
             device=values["requested_device"],
             environment=values["environment"],
@@ -251,6 +279,7 @@ class MozPool:
             hardware_model=values["hardware_model"],
             labels=json.loads(values["labels"] or "{}"),
             image_id=values["image_id"],
+            environments=None if team is None else team.environments,
         )
 
     def _image(self, conn: Connection, name: str) -> images.Image | None:
@@ -319,6 +348,9 @@ class MozPool:
         with self._database.read() as conn:
             for row in waiting:
                 key = (row.criteria, row.owner_id if row.owner_id in away else None)
+                if row.team_id is not None:
+                    found[row.id] = explain(conn, row, away).reason
+                    continue
                 if key not in alike:
                     alike[key] = explain(conn, row, away).reason
                 found[row.id] = alike[key]
@@ -358,15 +390,27 @@ class MozPool:
 
     # Changing
 
-    def renew(self, request_id: int, duration: float) -> None:
-        """Let the request expire so many seconds from now. Raises NotFound, BadInput; Unprocessable when it ended."""
+    def renew(self, request_id: int, duration: float, *, by_holder: bool = False, team: Team | None = None) -> None:
+        """Let the request expire so many seconds from now. Raises NotFound, BadInput; Unprocessable when it ended.
+
+        ``by_holder``: what has expired is lost for them, even if nobody has closed it yet. ``team``: theirs, which may
+        not have a device any longer than it may; raises Forbidden.
+        """
         self.check_duration(duration)
-        expires = self._clock.now() + timedelta(seconds=duration)
-        renewed = self._database.run(lambda conn: requests.set_expires(conn, request_id, expires), repeatable=True)
+        now = self._clock.now()
+        expires = now + timedelta(seconds=duration)
+        if team is not None and team.max_duration is not None:
+            request = self.get(request_id)
+            if expires > (request.created or now) + timedelta(seconds=team.max_duration):
+                raise Forbidden(_too_long(team), field="duration")
+        renewed = self._database.run(
+            lambda conn: requests.set_expires(conn, request_id, expires, now if by_holder else None), repeatable=True
+        )
         self.driver.forget(request_id)
         if not renewed:
             request = self.get(request_id)
-            raise Unprocessable(f"request {request_id} has ended ({request.state}) and can't be renewed")
+            state = "expired" if request.is_open else request.state
+            raise Unprocessable(f"request {request_id} has ended ({state}) and can't be renewed")
         self.driver.logbook.add(
             "request", request_id, f"request {request_id}", "mozpool", f"renewed until {expires:%Y-%m-%d %H:%M:%S}"
         )
@@ -379,6 +423,15 @@ class MozPool:
             raise NotFound(f"there is no request {request_id}", field="request")
         if not outcome.accepted:
             self._database.run(lambda conn: requests.acknowledge(conn, request_id, self._clock.now()), repeatable=True)
+
+    def revoke(self, request_id: int, reason: str) -> None:
+        """Take a request from its holder: it is closed, and its device proven anew; nothing changes when it has ended.
+
+        Raises NotFound.
+        """
+        outcome = self.driver.handle(request_id, "revoke", {"reason": reason})
+        if outcome.status == "gone":
+            raise NotFound(f"there is no request {request_id}", field="request")
 
     def claimed(self, request_id: int) -> None:
         """Another server has found a device for a request of this one: go on with it now, not at the next scan."""
@@ -403,6 +456,12 @@ class MozPool:
                 f"ignored event {event[:64]} in state {outcome.row.state}",
             )
         return outcome
+
+
+def _too_long(team: Team) -> str:
+    return (
+        f"duration: team {team.name} may have a device for {team.max_duration} s, counted from when the request is made"
+    )
 
 
 def _checked_job(boot_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,8 +56,8 @@ class Wiring:
         """What the boot backend wrote."""
         return self._lab.pxe.get(self._name)
 
-    async def get(self, url: str) -> Answer:
-        """GET by the simulated network."""
+    async def get(self, url: str, headers: Mapping[str, str]) -> Answer:
+        """GET by the simulated network, where everybody is believed."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def called_back(status: int, body: bytes) -> None:

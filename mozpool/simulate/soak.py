@@ -37,7 +37,8 @@ def month(boards: int, servers: int, days: float, per_hour: float) -> Scenario:
 def main(boards: int, servers: int, days: float, per_hour: float, minutes: float | None, first_seed: int) -> None:
     """Simulate a month of a big lab in which everything goes wrong, one seed after the other.
 
-    Without --minutes it goes on until Ctrl-C. The exit status is 1 when something did not hold; the seed, and what led
+    Without --minutes it goes on until Ctrl-C. scripts/soak --fuzz and --api soak something else: see --fuzz --help and
+    --api --help. The exit status is 1 when something did not hold; the seed, and what led
     there, are shown.
     """
     clock = Clock()

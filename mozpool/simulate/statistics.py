@@ -215,7 +215,7 @@ class _Collector:
 
     def _row(self, request_id: int, column: str) -> tuple[Any, ...]:
         with quick_connection(str(self.world.database.url)) as connection:
-            query = f"SELECT {column} FROM requests WHERE id = ?"  # noqa: S608 (constants)
+            query = f"SELECT {column} FROM requests WHERE id = ?"  # noqa: S608 (constants)  # nosec B608
             row: tuple[Any, ...] = connection.execute(query, (request_id,)).fetchone()
             return row
 

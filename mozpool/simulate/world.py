@@ -65,7 +65,7 @@ TAKING_OVER = 60.0
 HEALING = 300.0
 """Seconds after a server's start or a clock's jump within which nobody is expected to be quick."""
 
-MEMORY = "/dev/shm"  # noqa: S108 (a directory of a name that nobody can guess is made in it)
+MEMORY = "/dev/shm"  # noqa: S108 (a directory of a name that nobody can guess is made in it)  # nosec B108
 
 MAINTENANCE_IMAGES = ("maintenance", "self-test")
 

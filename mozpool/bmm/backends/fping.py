@@ -9,6 +9,7 @@ import shutil
 import subprocess
 
 from mozpool.bmm.interfaces import BackendContext, Probe, Target
+from mozpool.bmm.program import environment
 from mozpool.clock import Deadline
 from mozpool.errors import HardwareError
 
@@ -47,6 +48,7 @@ class FpingProbe(Probe):
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 timeout=deadline.remaining(),
+                env=environment({}),
                 check=False,
             )
         except subprocess.TimeoutExpired:

@@ -22,13 +22,18 @@ DIRECTORY = "pxelinux.cfg"
 _MAC = re.compile(r"[0-9a-f]{12}")
 
 
-def render(config_text: str, *, ip_address: str, url: str, device: str) -> str:
+TOKEN = "%TOKEN%"  # noqa: S105 - what stands for one
+"""What stands for the token of a device's boot, which its scripts send back with each event."""
+
+
+def render(config_text: str, *, ip_address: str, url: str, device: str, token: str = TOKEN) -> str:
     """The text of a PXE configuration for a device.
 
     ``%IPADDRESS%`` becomes the imaging server's address, ``%URL%`` where boards reach its daemon (without a slash at
-    the end), and ``%DEVICE%`` the device's name. Anything else in percent signs is left as it is.
+    the end), ``%DEVICE%`` the device's name, and ``%TOKEN%`` the token of its boot, where one is given. Anything else
+    in percent signs is left as it is.
     """
-    values = {"%IPADDRESS%": ip_address, "%URL%": url, "%DEVICE%": device}
+    values = {"%IPADDRESS%": ip_address, "%URL%": url, "%DEVICE%": device, TOKEN: token}
     return re.sub("|".join(values), lambda name: values[name[0]], config_text)
 
 

@@ -94,7 +94,7 @@ class RedfishPower(Power):
                     if answer.status_code in (401, 403) or (answer.ok and isinstance(answer.json(), dict)):
                         return
                     problem = f"answered {answer.status_code}, but no Redfish root"
-                except ValueError:
+                except (ValueError, RecursionError):
                     problem = "answered no JSON"
                 except httpio.CallError as e:
                     problem = str(e)

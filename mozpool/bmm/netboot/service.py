@@ -110,6 +110,7 @@ def objections(settings: Settings, hosts: Sequence[dnsmasq.Host] = ()) -> str | 
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             timeout=TEST_LIMIT,
+            env=program.environment({}),
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -230,7 +231,10 @@ class NetbootService:
         given = self._given()
         # The thread that starts it is the one whose end ends it.
         process = program.start(
-            command(self._settings, self._directory), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command(self._settings, self._directory),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=program.environment({}),
         )
         output = process.stderr
         assert process.stdin is not None

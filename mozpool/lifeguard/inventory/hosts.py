@@ -20,11 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 from mozpool.apikit import Labels
 from mozpool.bmm.catalogue import INTERFACES, backend_names
 from mozpool.bmm.interfaces import NO_MAC, mac_address
-from mozpool.bmm.netio import shown
 from mozpool.bmm.registration import device_name
 from mozpool.bmm.registry import Registry
 from mozpool.config import HOST_PORT
-from mozpool.errors import BadInput, MozpoolError
+from mozpool.errors import BadInput, MozpoolError, brief
 
 ANY = "any"
 MAX_NAME = 32
@@ -152,7 +151,8 @@ def _reason_to_skip(values: Mapping[str, Any], ignore: re.Pattern[str] | None, n
     server = values["imaging_server"]
     if ignore is not None and isinstance(server, str) and ignore.match(server):
         return f"its imaging server {server} is left out by ignore_devices_on_servers_re"
-    if str(values["mac_address"]).replace(":", "").replace("-", "") == NO_MAC:
+    mac = values["mac_address"]
+    if isinstance(mac, str | int) and str(mac).replace(":", "").replace("-", "") == NO_MAC:
         return "it has no mac_address: it is all zeros"
     return None
 
@@ -222,7 +222,7 @@ def _hardware(values: Mapping[str, Any]) -> tuple[str, str] | None:
         return None
     if len(given) == 1:
         (missing,) = set(names) - set(given)
-        raise BadInput(f"{missing}: is missing beside {given[0]} {shown(str(values[given[0]]))}", field=missing)
+        raise BadInput(f"{missing}: is missing beside {given[0]} {brief(values[given[0]])}", field=missing)
     kind, model = (text_of(name, values[name], MAX_NAME).strip() for name in names)
     if not kind or not model:
         raise BadInput.value(names[0] if not kind else names[1], "", f"text of 1 to {MAX_NAME} characters")

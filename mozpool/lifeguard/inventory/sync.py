@@ -15,10 +15,12 @@ from datetime import timedelta
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
+from mozpool.access.audit import by_command, by_job
 from mozpool.bmm.registry import Registry
 from mozpool.clock import Clock, Deadline
 from mozpool.config import Settings
-from mozpool.db import inventory, jobs
+from mozpool.db import audit, inventory, jobs
+from mozpool.db.audit import Entry
 from mozpool.db.engine import Database
 from mozpool.db.jobs import Job
 from mozpool.errors import Conflict, DatabaseAway, MozpoolError
@@ -67,8 +69,14 @@ class InventorySync:
         settings: Settings,
         registry: Registry,
         logbook: Logbook,
+        *,
+        by_hand: bool,
     ) -> None:
-        """``logbook`` takes a line for each device that changes; it is not flushed here."""
+        """``logbook`` takes a line for each device that changes; it is not flushed here.
+
+        ``by_hand``: the audit says that the user did it who runs this process, and not the daemon by itself.
+        """
+        self._by_hand = by_hand
         self._source = source
         self._database = database
         self._clock = clock
@@ -174,6 +182,8 @@ class InventorySync:
             last[:] = [outcome]
             if not jobs.done(conn, JOB, token, now=self._clock.now(), message=outcome.message()):
                 raise Conflict("it took too long, and another server reads the inventory by now: nothing was changed")
+            if not made.is_empty:
+                audit.add(conn, [self._audited(outcome, ship_it=ship_it)])
             return outcome
 
         def committed(conn: Connection) -> Outcome | None:
@@ -181,6 +191,13 @@ class InventorySync:
             return last[0] if last and now is not None and now.version > job.version else None
 
         return self._database.run(work, committed=committed)
+
+    def _audited(self, outcome: Outcome, *, ship_it: bool) -> Entry:
+        server, now = self._settings.server.fqdn, self._clock.now()
+        details: dict[str, object] = {"summary": outcome.message(), "source": self._source.title}
+        if not self._by_hand:
+            return by_job(server, now, JOB, JOB, details)
+        return by_command(server, now, "mozpool-inventorysync", JOB, {**details, "ship_it": ship_it})
 
     def _log(self, made: Plan) -> None:
         for update in made.updates:

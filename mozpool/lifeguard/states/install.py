@@ -50,7 +50,7 @@ class AndroidDownloading(Installing):
     timeout = 180
     tries = 3
 
-    @on("android_extracting", to="android_extracting")
+    @on("android_extracting", to="android_extracting", reported=True)
     def fetched(self, ctx: DeviceContext) -> str | None:
         """Fetched; now it is written."""
         self.downloaded(ctx)
@@ -69,7 +69,7 @@ class AndroidExtracting(Installing):
     timeout = 600
     tries = 10
 
-    @on("android_rebooting", to=INSTALLED)
+    @on("android_rebooting", to=INSTALLED, reported=True)
     def rebooting(self, ctx: DeviceContext) -> str | None:
         """Written; the device boots it now."""
         return self.after_reboot(ctx)
@@ -87,7 +87,7 @@ class B2gDownloading(Installing):
     timeout = 180
     tries = 3
 
-    @on("b2g_extracting", to="b2g_extracting")
+    @on("b2g_extracting", to="b2g_extracting", reported=True)
     def fetched(self, ctx: DeviceContext) -> str | None:
         """Fetched; now it is written."""
         self.downloaded(ctx)
@@ -106,7 +106,7 @@ class B2gExtracting(Installing):
     timeout = 300
     tries = 10
 
-    @on("b2g_rebooting", to=INSTALLED)
+    @on("b2g_rebooting", to=INSTALLED, reported=True)
     def rebooting(self, ctx: DeviceContext) -> str | None:
         """Written; the device boots it now."""
         return self.after_reboot(ctx)
@@ -124,7 +124,7 @@ class RawDownloading(Installing):
     timeout = 180
     tries = 3
 
-    @on("raw_writing", to="raw_writing")
+    @on("raw_writing", to="raw_writing", reported=True)
     def fetched(self, ctx: DeviceContext) -> str | None:
         """Fetched; now it is written."""
         self.downloaded(ctx)
@@ -143,7 +143,7 @@ class RawWriting(Installing):
     timeout = 600
     tries = 10
 
-    @on("raw_rebooting", to="raw_rebooting")
+    @on("raw_rebooting", to="raw_rebooting", reported=True)
     def rebooting(self, ctx: DeviceContext) -> str | None:
         """Written and checked."""
         ctx.clear(self.name)

@@ -149,7 +149,7 @@ class PxeBooting(State[Device]):
     tries = 30
     taken_over = begins_anew("pxe_power_cycling")
 
-    @on("mobile_init_started", to="mobile_init_started")
+    @on("mobile_init_started", to="mobile_init_started", reported=True)
     def started(self, ctx: DeviceContext) -> str | None:
         """The live image runs: the next boot is from the device's own storage again."""
         ctx.clear(self.name)
@@ -170,17 +170,17 @@ class MobileInitStarted(State[Device]):
     tries = 10
     taken_over = begins_anew("pxe_power_cycling")
 
-    @on("android_downloading", to="android_downloading")
-    @on("b2g_downloading", to="b2g_downloading")
-    @on("raw_downloading", to="raw_downloading")
-    @on("self_test_running", to="self_test_running")
+    @on("android_downloading", to="android_downloading", reported=True)
+    @on("b2g_downloading", to="b2g_downloading", reported=True)
+    @on("raw_downloading", to="raw_downloading", reported=True)
+    @on("self_test_running", to="self_test_running", reported=True)
     def second_stage(self, ctx: DeviceContext) -> str | None:
         """The second stage has begun."""
         ctx.clear(self.name)
         clear_pxe(ctx)
         return ctx.event
 
-    @on("maint_mode", to="maintenance_mode")
+    @on("maint_mode", to="maintenance_mode", reported=True)
     def maint_mode(self, ctx: DeviceContext) -> str | None:
         """The live image stays, also over reboots: its PXE config is kept."""
         ctx.clear(self.name)

@@ -119,13 +119,13 @@ class SelfTestRunning(AcceptsBasic):
         set_next_image(ctx, None, None)
         return None
 
-    @on("self_test_ok", to="ready")
+    @on("self_test_ok", to="ready", reported=True)
     def self_test_ok(self, ctx: DeviceContext) -> str | None:
         """All tests passed; an imaging result is not sent."""
         ctx.clear()
         return None
 
-    failed_self_test = when("failed_self_test", to="failed_self_test")
+    failed_self_test = when("failed_self_test", to="failed_self_test", reported=True)
     timed_out = when(TIMEOUT, to="failed_self_test")
     taken_over = begins_anew("start_self_test")
 

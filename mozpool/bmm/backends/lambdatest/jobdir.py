@@ -154,8 +154,9 @@ def filled_in(template: str, job: Wanted) -> str:
     text = string.Template(template).safe_substitute(values)
     try:
         document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        # Its message quotes the text, which holds the token.
+    except Exception as error:
+        # Of values that are not what their tags say, PyYAML raises ValueError, KeyError and others. Its messages quote
+        # the text, which holds the token.
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         raise DirectoryError(f"{TEMPLATE} of version {job.version} gives no YAML{line}") from None

@@ -59,13 +59,14 @@ class FileSource:
 
     def _yaml(self, text: str) -> list[Entry]:
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - it is a SafeLoader
+            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - it is a SafeLoader  # nosec B506
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
             raise InventoryError(f"{self.title}: {place}{getattr(error, 'problem', None) or 'no YAML'}") from None
-        except (ValueError, RecursionError) as error:
-            raise InventoryError(f"{self.title}: no YAML: {error}") from None
+        except Exception as error:
+            # Of values that are not what their tags say, PyYAML raises KeyError, AttributeError and others.
+            raise InventoryError(f"{self.title}: no YAML: {str(error)[:200] or type(error).__name__}") from None
         return listed(value, self.title)
 
     def _csv(self, text: str) -> list[Entry]:

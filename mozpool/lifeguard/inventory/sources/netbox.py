@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from mozpool.clock import Deadline
 from mozpool.config import Inventory
 from mozpool.errors import BadInput
-from mozpool.lifeguard.inventory.hosts import NEEDED, Entry, InventoryError
+from mozpool.lifeguard.inventory.hosts import NEEDED, Entry, InventoryError, text_of
 from mozpool.lifeguard.inventory.sources import Say
 from mozpool.lifeguard.inventory.sources.shared import JsonCalls, an_object, host_of
 
@@ -57,7 +57,7 @@ class NetBoxSource:
             found: list[Entry] = []
             for device in devices:
                 name = device.get("name")
-                place = f"device {device.get('id')}" + (f" ({name})" if name else "")
+                place = f"device {device.get('id')}" + (f" ({name})" if isinstance(name, str) and name else "")
                 try:
                     status = _choice(device, "status")
                     if status not in IN_USE:
@@ -97,7 +97,7 @@ class NetBoxSource:
             values[field] = value
         primary = device.get("primary_ip")
         if primary is not None:
-            values["address"] = str(an_object(primary, "primary_ip").get("address")).partition("/")[0]
+            values["address"] = text_of("address", an_object(primary, "primary_ip").get("address")).partition("/")[0]
         return values
 
     def _macs(self, calls: JsonCalls, device_ids: Sequence[int], say: Say) -> dict[int, str]:
@@ -148,11 +148,19 @@ class NetBoxSource:
             following = answer.get("next")
             if following is None:
                 break
-            asked = urlsplit(following).query if isinstance(following, str) else ""
+            asked = _query(following)
             if not asked or asked in pages:
                 raise InventoryError.value(f"{where}, next", following, "the address of another page")
         if len(ids) != count:
             raise InventoryError(f"{where}: it gave {len(ids)} of {count} results: it changed while it was read")
+
+
+def _query(address: Any) -> str:
+    """What stands behind the question mark; empty when it is no address."""
+    try:
+        return urlsplit(address).query if isinstance(address, str) else ""
+    except ValueError:
+        return ""
 
 
 def _id(value: Mapping[str, Any]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from http.client import responses
 from types import TracebackType
 from typing import Any, NoReturn, Self
 from urllib.parse import urlsplit
@@ -111,7 +112,8 @@ class JsonCalls:
         if said.status_code in (401, 403):
             raise InventoryError(f"{where}: answered {said.status_code}: it does not accept the credentials")
         if said.status_code != 200:
-            raise InventoryError(f"{where}: answered {said.status_code} {said.reason or ''}".rstrip())
+            # In its own words it might quote the address, which may be secret.
+            raise InventoryError(f"{where}: answered {said.status_code} {responses.get(said.status_code, '')}".rstrip())
         return parse(said.content, where)
 
 
