@@ -43,7 +43,8 @@ TIMEOUT 1
 LABEL {name}
     KERNEL panda-live/vmlinux
     INITRD panda-live/initrd
-    APPEND console=ttyO2,115200n8 ip=dhcp rw mobile-imaging-url=http://%IPADDRESS%:{port}/scripts/{name}-second-stage.sh
+    APPEND console=ttyO2,115200n8 ip=dhcp rw mozpool-token=%TOKEN% \
+mobile-imaging-url=http://%IPADDRESS%:{port}/scripts/{name}-second-stage.sh
 """
 
 SELF_TEST_APPEND = " selftest-config=http://%IPADDRESS%:{port}/scripts/hardware/panda.json syslog-server=%IPADDRESS%"

@@ -52,7 +52,7 @@ def main() -> None:
     os.environ.update(variables)
     clean_up(variables["DEVICE_SERIAL"])
     try:
-        os.execvp(command[0], command)
+        os.execvp(command[0], command)  # that there is no shell is the point  # nosec B606
     except OSError as error:
         sys.exit(f"mozpool: {command[0]} can't be run: {error.strerror}")
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -18,6 +19,9 @@ import pytest
 import requests
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
+from mozpool.access import tokens
+from mozpool.clock import Clock
+from mozpool.db.engine import Database
 from tests.contract.peers import RelayBoard, RelayFault
 from tests.integration.mozpool_site import free_ports
 from tests.processes import end
@@ -101,7 +105,8 @@ def watched(page: Page, pool: Pool) -> Iterator[None]:
 class Pool:
     """An imaging server with simulated boards; and a real board's relay, which does not work at first."""
 
-    def __init__(self, directory: Path, relay_board: RelayBoard, boards: int = 12) -> None:
+    def __init__(self, directory: Path, relay_board: RelayBoard, boards: int = 12, more: str = "") -> None:
+        """``more`` stands in its configuration, too."""
         port = free_ports(2)
         self.url = f"http://127.0.0.1:{port}"
         self.relay_board = relay_board
@@ -113,6 +118,7 @@ class Pool:
             f"[server]\nfqdn = 127.0.0.1:{port}\nport = {port}\n[paths]\ntftp_root = {directory}/tftp\n"
             "[testing]\nrun_fakes = true\nspeed = 40\nseed = 5\n[lifeguard]\nbreaker_probe = 7200\n"
             "[notify operators]\nevents = server_away, server_back\nwebhook = http://127.0.0.1:9/hook\nsecret = hush\n"
+            f"{more}"
         )
         self._environment = {**os.environ, "MOZPOOL_CONFIG": str(config)}
         self._directory = directory
@@ -128,6 +134,16 @@ class Pool:
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+    def token(self, role: str, name: str) -> str:
+        """A token for the API."""
+        clock = Clock()
+        values = {"name": name, "role": role, "created": clock.now(), "created_by": "tests"}
+        database = Database(self.database_url, clock=clock, rng=random.Random(1))
+        try:
+            return database.run(lambda conn: tokens.create(conn, values))[1]
+        finally:
+            database.dispose()
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the server and wait until it answers."""

@@ -206,5 +206,6 @@ class Story:
             "hardware-types": "/hardware-types",
             "environments": "/environments",
             "servers": "/servers",
+            "audit": "/audit",
             "api": "/api/docs",
         }

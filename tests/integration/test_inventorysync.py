@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import random
 import re
 import signal
@@ -29,7 +30,7 @@ from mozpool import config
 from mozpool.cli.common import registry
 from mozpool.cli.inventorysync import main
 from mozpool.clock import Clock
-from mozpool.db import claims, inventory, jobs, schema, tables
+from mozpool.db import audit, claims, inventory, jobs, schema, tables
 from mozpool.db.engine import Database
 from mozpool.db.servers import Presence, say_here
 from mozpool.errors import Conflict
@@ -147,7 +148,9 @@ class Site:
             settings = replace(settings, server=replace(settings.server, **changes))
         source = source_of(settings.inventory)
         logbook = Logbook(self.database, self.clock)
-        return InventorySync(source, self.database, self.clock, random.Random(1), settings, registry(), logbook)
+        return InventorySync(
+            source, self.database, self.clock, random.Random(1), settings, registry(), logbook, by_hand=True
+        )
 
     def job(self) -> jobs.Job | None:
         with self.database.read() as conn:
@@ -657,3 +660,28 @@ def test_it_may_be_killed_while_it_reads(lab: Site, number: signal.Signals):
         assert "is being read by imaging1.example.com" in lab.run().output
         lab.write(update(tables.jobs).values(until=lab.clock.now()))
     assert lab.run("-v").output.splitlines()[-1] == "20 unchanged"
+
+
+# The audit
+
+
+def test_what_changes_is_in_the_audit_with_the_user(site: Site) -> None:
+    site.inventory.put(host(1), host(2))
+    site.run("--ship-it")
+    site.run("--ship-it")
+    with site.database.read() as conn:
+        (row,) = audit.newest(conn, audit.Filter(), limit=10)
+    assert (row.kind, row.who) == ("command", pwd.getpwuid(os.getuid()).pw_name)
+    assert (row.action, row.target) == ("mozpool-inventorysync", "inventory")
+    assert row.details["ship_it"] is True
+    assert "2" in row.details["summary"]
+
+
+def test_what_the_daemon_changes_by_itself_is_in_the_audit_as_its_job(site: Site) -> None:
+    site.inventory.put(host(1))
+    sync = site.sync()
+    sync._by_hand = False
+    sync.run(lambda said: None, ship_it=True)
+    with site.database.read() as conn:
+        (row,) = audit.newest(conn, audit.Filter(), limit=10)
+    assert (row.kind, row.who, row.action, row.outcome) == ("job", "inventory", "inventory", "ok")

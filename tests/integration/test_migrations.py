@@ -577,8 +577,8 @@ def test_a_sign_of_life_of_an_old_process_is_one(at_0003: Database):
 
 
 def test_its_name_says_beside_which_servers_it_may_be():
-    assert schema.head() == "0010_0003"
-    assert schema.serves("0010_0003")
+    assert schema.head() == "0011_0003"
+    assert schema.serves("0011_0003")
     assert not schema.serves("0005_0003")
     assert schema.serves("0099_0003")
     assert schema.serves("0099_0004_0003")

@@ -16,8 +16,9 @@ from alembic import command as alembic
 from sqlalchemy import select
 
 from mozpool import resources
+from mozpool.access import tokens
 from mozpool.cli.db import _load
-from mozpool.db import schema, tables
+from mozpool.db import audit, schema, tables
 from mozpool.db.engine import Database
 from tests.conftest import open_database
 from tests.mariadb import MariaDB
@@ -214,7 +215,17 @@ def test_a_configuration_is_named_by_an_option_before_all_others(made: Run, tmp_
 
 def test_it_explains_itself(made: Run):
     overview = made("--help").stdout
-    for command in ("create-schema", "upgrade", "current", "check", "run", "testdata", "dump-schema", *CATALOGUE):
+    for command in (
+        "create-schema",
+        "upgrade",
+        "current",
+        "check",
+        "run",
+        "testdata",
+        "dump-schema",
+        "create-token",
+        *CATALOGUE,
+    ):
         assert command in overview
         if command != "testdata":
             assert "Usage: mozpool-db" in made(command, "--help").stdout
@@ -273,6 +284,29 @@ def test_it_fills_in_fake_devices(made: Run, pool: Database, command: list[str])
     assert filled[13].relay_info == "127.0.0.1:2999:bank2:relay6"
     assert filled[14].relay_info == "127.0.0.1:3000:bank1:relay1"
     assert {device.state for device in filled} == {"new"}
+
+
+def test_it_makes_the_first_token(made: Run, pool: Database):
+    done = made("create-token", "me@example.com", "--role", "admin", "--note", "the first")
+    text = done.stdout.strip()
+    with pool.read() as connection:
+        token = tokens.check(connection, text, pool.clock.now())
+    assert (token.name, token.role, token.note, token.created_by) == (
+        "me@example.com",
+        "admin",
+        "the first",
+        "mozpool-db",
+    )
+    assert "not shown again" in done.stderr
+    with pool.read() as connection:
+        noted = audit.newest(connection, audit.Filter(), limit=1)[0]
+    assert (noted.action, noted.target) == ("mozpool-db create-token", "token of me@example.com")
+    assert text not in str(noted)
+    assert text not in done.stderr
+    assert "there is no team 'nix'" in made("create-token", "x", "--role", "user", "--team", "nix", status=2).stderr
+    made("create-token", "x", "--role", "nix", status=2)
+    made("create-token", "x", status=2)
+    made("create-token", "a\nb", "--role", "user", status=2)
 
 
 def test_it_adds_fake_devices_to_those_that_are_there(run: Run, bare_database: Database):

@@ -77,6 +77,9 @@ ipaddress = {ipaddress}
 listen = {listen}
 port = {port}
 {server}
+[auth]
+mode = open
+device_events = token
 [paths]
 tftp_root = {tftp_root}
 image_store = {images}
@@ -100,7 +103,7 @@ LABEL mozpool
  INITRD %URL%/images/live/initrd.img
  IPAPPEND 2
  APPEND console=ttyS0,115200 quiet mitigations=off nokaslr panic=5 mozpool-device=%DEVICE% mozpool-disk=/dev/vda \
-mobile-imaging-url=%URL%/{stage}{more}
+mozpool-token=%TOKEN% mobile-imaging-url=%URL%/{stage}{more}
 """
 
 RAW_KEYS = ("image_url", "sha256")

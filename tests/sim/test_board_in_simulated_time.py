@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -55,7 +56,7 @@ class Surroundings:
     async def read_pxe_file(self) -> str | None:
         return self.pxe_file
 
-    async def get(self, url: str) -> Answer:
+    async def get(self, url: str, headers: Mapping[str, str]) -> Answer:
         self.calls.append(url.removeprefix(API))
         answer = self.answers.pop(0) if self.answers else Answer(200, b'{"b2gbase": "x"}')
         if isinstance(answer, OSError):

@@ -751,7 +751,7 @@ class RequestModel:
     claim_id: int | None = None
 
     def expects(self, event: str) -> bool:
-        return self.state in OPEN and (event in ("close", "expire") or event in REQUEST_EVENTS[self.state])
+        return self.state in OPEN and (event in ("close", "expire", "revoke") or event in REQUEST_EVENTS[self.state])
 
     def may_look_for_a_device(self) -> int:
         """So many time limits fit into the wait."""
@@ -771,7 +771,7 @@ class RequestModel:
         """Count what the event counts, and answer the state that it leads to."""
         assert self.expects(event), f"{self.state} does not expect {event}"
         state = self.state
-        if event in ("close", "expire"):
+        if event in ("close", "expire", "revoke"):
             return "closed"
         if state == "new":
             return FINDING

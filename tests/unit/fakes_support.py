@@ -129,6 +129,8 @@ class ImagingServer:
         self.bootconfig = bootconfig
         self.paths: queue.Queue[str] = queue.Queue()
         """Every path that was asked for, redirected and refused calls too."""
+        self.callers: list[tuple[str, str | None]] = []
+        """From which address each call came, and with which token of a boot."""
         self.statuses: list[int] = []
         """Statuses of the next answers; 200 when there are none."""
         self.redirect_to: str | None = None
@@ -137,6 +139,7 @@ class ImagingServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                outer.callers.append((self.client_address[0], self.headers["Mozpool-Boot-Token"]))
                 outer.paths.put(self.path)
                 if outer.redirect_to is not None:
                     self._answer(302, b"", location=outer.redirect_to + self.path)

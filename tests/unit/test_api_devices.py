@@ -162,7 +162,7 @@ def test_monitors_get_a_state_that_is_a_few_seconds_old(imaging_server: Server) 
     assert imaging_server.get("/api/device/device1/state/?cache=true").get_json() == {"state": "ready"}
     fresh = imaging_server.get("/api/device/device1/state/")
     assert fresh.get_json() == {"state": "locked_out"}
-    assert "Cache-Control" not in fresh.headers
+    assert fresh.headers["Cache-Control"] == "no-store"
     assert imaging_server.get("/api/device/nobody/state/?cache=1").status_code == 404
 
 

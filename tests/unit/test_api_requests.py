@@ -227,9 +227,20 @@ def test_bad_requests_change_nothing(imaging_server: Server) -> None:
     assert imaging_server.counts() == before
 
 
-@pytest.mark.parametrize("url", ["http://a", "https://me:secret@ci.example.com:8443/x?y=1", "http://[::1]:80/done"])
-def test_wherever_something_can_be_sent_may_be_called_back(imaging_server: Server, url: str) -> None:
-    assert imaging_server.ask(callback_url=url).get_json()["request"]["callback_url"] == url
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://a", "http://a"),
+        ("https://me:secret@ci.example.com:8443/x?y=1", "https://ci.example.com:8443"),
+        ("http://[::1]:80/done", "http://[::1]:80"),
+    ],
+)
+def test_wherever_something_can_be_sent_may_be_called_back(imaging_server: Server, url: str, shown: str) -> None:
+    """Whoever sees the request sees who is called, and nothing of the address that lets them call, too."""
+    made = imaging_server.ask(callback_url=url).get_json()["request"]
+    assert made["callback_url"] == shown
+    assert imaging_server.request(made["id"]).callback_url == url
+    assert "secret" not in imaging_server.get(f"/requests/{made['id']}").text
 
 
 NO_OBJECTS = [b"{", b"[]", b"7", b"\xff\xfe", b"[" * 100_000, b'{"duration": NaN}', b'{"a": ' + b"9" * 5000 + b"}"]

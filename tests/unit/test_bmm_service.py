@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from mozpool.bmm.interfaces import BackendContext, JobOrder, Target
 from mozpool.bmm.registry import Registry
-from mozpool.bmm.service import BMM
+from mozpool.bmm.service import BMM, token_hash
 from mozpool.clock import Deadline, SimClock
+from mozpool.db import tables
 from mozpool.db.devices import Device
 from mozpool.db.engine import Database
 from mozpool.errors import LaneError, LeaseOver, OwnFault
@@ -80,6 +83,124 @@ def test_a_directory_that_is_away_is_the_servers_own_fault(boots: Boots, tmp_pat
     (tmp_path / "elsewhere").rename(tmp_path / "tftp")
     boots.sync(pxe_config="b2g")
     assert len(boots.files()) == 1
+
+
+# The token of a boot
+
+
+class TokenBoots(Boots):
+    """What device1 boots, and by which token."""
+
+    @property
+    def token(self) -> str | None:
+        """The token in its boot file."""
+        found = [re.search(r"mozpool-token=(\S+)", text) for text in self.files().values()]
+        return found[0][1] if found and found[0] else None
+
+    def boot(self, **fields: object) -> str | None:
+        """It is about to boot."""
+        row = replace(self.server.device(), **fields)  # type: ignore[arg-type]
+        self.server.daemon.bmm.sync_boot(row, boots=True)
+        return self.token
+
+    @property
+    def stored(self) -> str | None:
+        return self.server.device().boot_token
+
+    def another_process(self) -> TokenBoots:
+        """The same, as a server sees it that has made none of the tokens."""
+        daemon = self.server.daemon
+        daemon.bmm = BMM(daemon.bmm.registry, daemon.database, daemon.clock, "127.0.0.1", "http://127.0.0.1")
+        return self
+
+
+@pytest.fixture
+def tokens(imaging_server: Server) -> TokenBoots:
+    return TokenBoots(imaging_server)
+
+
+def test_each_boot_has_a_token_of_its_own(tokens: TokenBoots) -> None:
+    seen = {tokens.boot(pxe_config="b2g") for _ in range(5)}
+    assert len(seen) == 5
+    assert all(token and re.fullmatch(r"[A-Za-z0-9_-]{24}", token) for token in seen)
+    assert tokens.stored == token_hash(str(tokens.token))
+
+
+def test_what_is_only_made_sure_of_keeps_its_token(tokens: TokenBoots) -> None:
+    """The device may be booting by it already."""
+    token = tokens.boot(pxe_config="b2g")
+    tokens.sync(pxe_config="b2g")
+    assert tokens.token == token
+    tokens.sync(pxe_config=None)  # the live image runs
+    assert tokens.stored == token_hash(str(token))
+    tokens.sync(pxe_config="b2g")  # it is to stay, as in maintenance
+    assert tokens.token == token
+
+
+def test_a_boot_from_its_own_storage_ends_the_token(tokens: TokenBoots) -> None:
+    tokens.boot(pxe_config="b2g")
+    tokens.boot(pxe_config=None)
+    assert tokens.stored is None
+    tokens.boot(pxe_config="b2g")
+    tokens.another_process().boot(pxe_config=None)
+    assert tokens.stored is None
+
+
+def test_a_config_without_a_place_for_it_ends_the_token_and_is_told_of(tokens: TokenBoots) -> None:
+    told = []
+    tokens.server.daemon.bmm._on_no_token = lambda device, config: told.append((device, config))
+    tokens.boot(pxe_config="b2g")
+    assert told == []
+    tokens.server.daemon.database.run(
+        lambda conn: conn.execute(update(tables.pxe_configs).values(contents="DEFAULT x %URL%"))
+    )
+    assert tokens.boot(pxe_config="b2g") is None
+    assert tokens.stored is None
+    assert told == [("device1", "b2g")]
+    tokens.sync(pxe_config="b2g")
+    assert len(told) == 1
+
+
+def test_a_server_that_did_not_make_the_token_makes_another(tokens: TokenBoots) -> None:
+    """Nobody can tell the token from what is stored of it."""
+    token = tokens.boot(pxe_config="b2g")
+    tokens.another_process().sync(pxe_config="b2g")
+    assert tokens.token not in (None, token)
+    assert tokens.stored == token_hash(str(tokens.token))
+
+
+def test_the_token_of_one_server_ends_with_that_of_the_next(tokens: TokenBoots) -> None:
+    """It has the device back, and its own old token in memory."""
+    bmm = tokens.server.daemon.bmm
+    token = tokens.boot(pxe_config="b2g")
+    newer = tokens.another_process().boot(pxe_config="b2g")
+    tokens.server.daemon.bmm = bmm
+    tokens.sync(pxe_config="b2g")
+    assert tokens.token not in (None, token, newer)
+    assert tokens.stored == token_hash(str(tokens.token))
+
+
+@pytest.mark.parametrize("pxe_config", ["b2g", None])
+def test_who_does_not_act_on_the_device_any_more_changes_no_token(tokens: TokenBoots, pxe_config: str | None) -> None:
+    tokens.boot(pxe_config="b2g")
+    before = tokens.server.device()
+    tokens.server.change(epoch=before.epoch + 1)
+    with pytest.raises(LeaseOver):
+        tokens.boot(pxe_config=pxe_config, epoch=before.epoch)
+    assert tokens.stored == before.boot_token
+
+
+def test_a_power_cycle_of_an_operator_makes_a_token_too(tokens: TokenBoots) -> None:
+    assert tokens.server.post("/api/device/device1/power-cycle/", {"pxe_config": "b2g"}).status_code == 200
+    assert tokens.server.wait_until(lambda: tokens.token is not None)
+    assert tokens.server.device().boot_token == token_hash(str(tokens.token))
+
+
+def test_a_preview_has_none(tokens: TokenBoots) -> None:
+    assert tokens.server.daemon.bmm.boot_text("%DEVICE% %TOKEN%", "device1") == "device1 %TOKEN%"
+    assert (
+        tokens.server.daemon.bmm.boot_config(replace(tokens.server.device(), next_boot_config="%TOKEN%")) == "%TOKEN%"
+    )
 
 
 # Within the lease

@@ -103,6 +103,8 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.requests: list[tuple[str, str, str | None]] = []
+        self.tokens: list[tuple[str, str | None]] = []
+        self.redirects: dict[str, str] = {}
         self.released = threading.Event()
 
     @property
@@ -135,6 +137,13 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         wanted = self.headers["Range"]
         self.server.requests.append((self.command, self.path, wanted))
+        self.server.tokens.append((self.path, self.headers["Mozpool-Boot-Token"]))
+        if self.path in self.server.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirects[self.path] + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         faults = self.server.faults[self.path]
         fault = faults.pop(0) if faults and self.command == "GET" else ""
         if fault == "drop":
@@ -494,6 +503,47 @@ def test_the_boot_config_is_read_once(board):
     done = board.library("boot_config a; boot_config b; boot_config c || echo $?")
     assert done.stdout == "1\ntwo words\n1\n"
     assert len(board.server.requests) == 1
+
+
+TOKEN = "-vT3XnE7Yk0b_Wd2hQ9uLp4R"
+
+
+@needs_busybox
+def test_the_token_of_the_boot_goes_to_the_server_and_to_nobody_else(board):
+    board.arguments(f"mozpool-token={TOKEN}")
+    board.boot_config(k="v")
+    board.server.files["/images/x"] = b"x"
+    assert board.library('event raw_writing; boot_config k; fetch "$(server)/images/x" "$T/x"').returncode == 0
+    board.library(f'fetch http://localhost:{board.server.server_port}/api/device/panda-1/bootconfig/ "$T/x"')
+    sent = board.server.tokens
+    event, config = "/api/device/panda-1/event/raw_writing/", "/api/device/panda-1/bootconfig/"
+    assert sent == [(event, TOKEN), (config, TOKEN), ("/images/x", None), (config, None)]
+    assert not any(TOKEN in line for line in board.syslog)
+
+
+@needs_busybox
+def test_the_token_goes_along_to_the_server_that_acts_on_the_board_now(board):
+    other = Server()
+    thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        path = "/api/device/panda-1/event/raw_writing/"
+        board.server.redirects[path] = other.url
+        board.arguments(f"mozpool-token={TOKEN}")
+        assert board.library("event raw_writing").returncode == 0
+        assert other.tokens == [(path, TOKEN)]
+    finally:
+        other.shutdown()
+        thread.join()
+        other.server_close()
+
+
+@needs_busybox
+@pytest.mark.parametrize("argument", ["mozpool-token=", "mozpool-token=a;b", "mozpool-token=%TOKEN%", "quiet"])
+def test_what_is_no_token_is_not_sent(board, argument):
+    board.arguments(argument)
+    assert board.library("event raw_writing").returncode == 0
+    assert [token for _, token in board.server.tokens] == [None]
 
 
 @needs_busybox

@@ -156,7 +156,8 @@ def test_what_may_be_wrong_is_a_warning(lite: Commands):
 
 def test_all_placeholders_that_it_knows_are_replaced():
     text = " ".join(catalogue.PLACEHOLDERS)
-    assert render(text, ip_address="10.0.0.1", url="http://one", device="d1") == "10.0.0.1 http://one d1"
+    given = render(text, ip_address="10.0.0.1", url="http://one", device="d1", token="t1")
+    assert given == "10.0.0.1 http://one d1 t1"
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,35 @@ def test_it_names_what_is_wrong_with_who_is_told(write, lines, problem):
 
 
 @pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (["mode = oidc"], ["2: [auth] oidc_issuer: mode = oidc", "2: [auth] oidc_client_id: mode = oidc"]),
+        (
+            ["mode = oidc", "oidc_issuer = https://login/", "oidc_client_id = x", "oidc_scope = profile"],
+            ["5: [auth] oidc_scope: 'profile' is not right; openid"],
+        ),
+        (["public_url = https://pool/x"], ["2: [auth] public_url: 'https://pool/x' is not right; expected a URL with"]),
+        (
+            ["oidc_issuer = https://login/?x"],
+            ["2: [auth] oidc_issuer: 'https://login/?x' is not right; expected a URL"],
+        ),
+        (["server_key = short"], ["2: [auth] server_key: (a secret) is not right"]),
+    ],
+)
+def test_it_names_what_is_missing_for_signing_on(write, lines, found):
+    said = problems(write("\n".join(["[auth]", *lines])))
+    assert len(said) == len(found)
+    for line, expected in zip(said, found, strict=True):
+        assert line.startswith(expected)
+
+
+def test_only_the_groups_that_are_named_get_a_role(write):
+    settings = load(write("[auth]\nmode = oidc\noidc_issuer = https://x\noidc_client_id = y\noidc_users = a, b-*\n"))
+    assert settings.auth.oidc_users == ("a", "b-*")
+    assert settings.auth.oidc_admins == ()
+
+
+@pytest.mark.parametrize(
     ("lines", "problems"),
     [
         (["a.on = x", "a.onn = y"], ["3: [commands] a.onn: there is no such command; did you mean a.on?"]),

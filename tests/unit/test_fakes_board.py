@@ -229,6 +229,21 @@ def test_it_calls_the_server_of_its_boot_configuration(lab, server, tmp_path):
         other.close()
 
 
+def test_it_sends_back_the_token_that_it_was_booted_with(lab, server, tmp_path):
+    board, rack = lab()
+    other = ImagingServer()
+    try:
+        write_pxe(tmp_path, board.spec, "mozpool-token=first " + server.imaging_url("b2g-second-stage.sh"))
+        server.redirect_to = other.url
+        other.on_event = lambda event: write_pxe(tmp_path, board.spec, other.imaging_url("maintenance.sh"))
+        cycle(rack, board)
+        other.next_events(7)
+        assert server.callers == [(board.spec.address, "first")] * 5
+        assert other.callers == [*[(board.spec.address, "first")] * 5, *[(board.spec.address, None)] * 2]
+    finally:
+        other.close()
+
+
 def test_it_follows_a_redirect_to_its_own_server(lab, server):
     board, rack = lab("maintenance.sh")
     other = ImagingServer()

@@ -34,7 +34,7 @@ def exchange(*answers: bytes, path: str = "/x?y=1", timeout: float = 5.0):
         async with server:
             port = server.sockets[0].getsockname()[1]
             left[:] = [answer.replace(b"PORT", b"%d" % port) for answer in left]
-            return await httpclient.get(f"http://127.0.0.1:{port}{path}", timeout)
+            return await httpclient.get(f"http://127.0.0.1:{port}{path}", timeout=timeout)
 
     return asyncio.run(main()), asked
 

@@ -6,25 +6,34 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import pytest
 from sqlalchemy import update
 
+from mozpool import links
+from mozpool.clock import Clock
+from mozpool.config import Settings
 from mozpool.db import images, tables
 from mozpool.db.engine import Database
 from mozpool.errors import DatabaseAway
-from mozpool.links import Links, http_post
+from mozpool.links import Links
 from mozpool.pool.link import LinkError, Reply
+from mozpool.web.peers import Peers
 from tests.app_fixtures import OTHER, OWN, Server
 from tests.processes import free_port
 
 LIMIT = 1.0
+
+http_post = partial(links.http_post, Peers(Settings(), Clock()))
 
 
 @pytest.fixture(autouse=True)
@@ -403,3 +412,20 @@ def test_the_call_of_another_server_closes_it_too(wires: Wires) -> None:
     for _ in range(2):
         assert wires.server.post(f"/api/request/{wires.request}/event/job_ended/", body).status_code == 200
     assert wires.server.request(wires.request).reason == "job 12 has ended: completed"
+
+
+def test_a_small_answer_that_unpacked_would_fill_the_memory_stays_packed():
+    packed = gzip.compress(bytes(64 * 1024 * 1024))
+
+    def talk(connection: socket.socket) -> None:
+        connection.recv(65536)
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+        connection.sendall(head.encode() + packed)
+
+    tracemalloc.start()
+    try:
+        with server(talk) as name, pytest.raises(LinkError, match="an encoding that was not asked for"):
+            http_post(name, "/api/device/d1/event/x/", {})
+        assert tracemalloc.get_traced_memory()[1] < 8 * 1024 * 1024
+    finally:
+        tracemalloc.stop()

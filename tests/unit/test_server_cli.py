@@ -9,13 +9,15 @@ import hmac
 import logging
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from mozpool.cli.server import Syslog, configure_logging, main
-from mozpool.config import SYSTEM_FILE, Server, Settings
+from mozpool.cli.server import Syslog, configure_logging, main, openness
+from mozpool.config import SYSTEM_FILE, Auth, Server, Settings
 from tests.receivers import listening, mail_server
 
 
@@ -37,6 +39,27 @@ def test_help_names_all_places_of_the_configuration() -> None:
     shown = " ".join(run("--help").stdout.split())
     for place in ("--config", "$MOZPOOL_CONFIG", "./config.ini", "config.ini in the checkout", str(SYSTEM_FILE)):
         assert place in shown
+
+
+@pytest.mark.parametrize(
+    ("server", "mode", "said"),
+    [
+        ({}, None, None),
+        ({"listen": "::1"}, None, None),
+        ({"fqdn": "localhost:8080"}, None, None),
+        ({"fqdn": "mozpool.example.com"}, None, "as mozpool.example.com, through a proxy"),
+        ({"fqdn": "mozpool.example.com"}, "open", None),
+        ({"fqdn": "mozpool.example.com"}, "token", None),
+        ({"listen": "0.0.0.0"}, None, None),
+        ({"listen": "0.0.0.0"}, "open", "whoever reaches http://0.0.0.0:8080 may do everything"),
+        ({"listen": "10.1.0.5"}, "oidc", None),
+    ],
+)
+def test_a_server_that_asks_nobody_who_they_are_says_so(
+    server: dict[str, Any], mode: str | None, said: str | None
+) -> None:
+    found = openness(Settings(server=replace(Server(), **server), auth=Auth(mode=mode)))
+    assert said in found if said is not None and found is not None else found is said
 
 
 @pytest.mark.parametrize("word", ["/tmp/x", "0", "65536", "8080x", "٣"])

@@ -33,7 +33,7 @@ def site(sqlite_url: str, tmp_path: Path) -> Iterator[Server]:
 def connection(site: Server) -> Iterator[Any]:
     """A connection to the site, which listens as long as it is open."""
     settings: ServerSettings = replace(site.daemon.settings.server, listen="127.0.0.1", port=0)
-    http: Any = make_server(site.app, settings)
+    http: Any = make_server(site.app, settings, site.daemon.clock)
     thread = threading.Thread(target=http.run)
     thread.start()
     try:
@@ -101,7 +101,7 @@ def test_callers_behind_a_proxy_on_this_machine_are_known(site: Server, caplog: 
         (b"\x16\x03\x01 what is this\r\n\r\n", 400, "bad_input"),
         (b"POST /api/x/ HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", 413, "too_large"),
         (b"POST /api/x/ HTTP/1.1\r\nTransfer-Encoding: what, chunked\r\n\r\n", 501, "error"),
-        (b"GET / HTTP/1.1\r\nX: " + b"x" * (2**18 - 19), 431, "too_large"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * (2**15 - 19), 431, "too_large"),
     ],
 )
 def test_what_is_refused_before_the_application_is_json_too(site: Server, sent: bytes, status: int, code: str) -> None:
