@@ -48,7 +48,7 @@ class Kind(StrEnum):
     """Mode open: nobody is asked who they are."""
     NOBODY = "nobody"
     """No credentials."""
-    TOKEN = "token"  # noqa: S105 - no secret
+    TOKEN = "token"  # noqa: S105 - no secret  # nosec B105
     PERSON = "person"
     """Somebody who has signed on in a browser."""
     DEVICE = "device"

@@ -288,11 +288,14 @@ class Chatterer(RelayBoard):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(self.greeting)
         while command := self.receive(connection):
+            if len(command) > 3:
+                return self.linger(connection)  # whoever believed the greeting has sent two commands at once
             time.sleep(self.pause)
             connection.sendall(self.answer(command))
             for byte in self.extra.get(-1 if len(command) == 2 else (command[1] - 100) // 8, b""):
                 time.sleep(self.pause)
                 connection.sendall(bytes([byte]))
+        return None
 
 
 @pytest.fixture

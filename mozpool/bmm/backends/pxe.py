@@ -22,7 +22,7 @@ DIRECTORY = "pxelinux.cfg"
 _MAC = re.compile(r"[0-9a-f]{12}")
 
 
-TOKEN = "%TOKEN%"  # noqa: S105 - what stands for one
+TOKEN = "%TOKEN%"  # noqa: S105 - what stands for one  # nosec B105
 """What stands for the token of a device's boot, which its scripts send back with each event."""
 
 
