@@ -367,6 +367,8 @@ class Client(threading.Thread):
         self.end = end
         self.rng = random.Random(seed * 1000 + number)
         self.http = requests.Session()
+        self.last_call = ""
+        """Which it was, and what came of it."""
 
     def run(self) -> None:
         try:
@@ -383,10 +385,11 @@ class Client(threading.Thread):
         while True:
             try:
                 answer = self.http.request(method, f"{self.site.url}{path}", json=body, headers=headers, timeout=30)
+                self.last_call = f"{method} {path}: {answer.status_code} {answer.text[:200]}"
                 if answer.status_code not in (502, 503, 504):
                     return answer
-            except requests.RequestException:
-                pass
+            except requests.RequestException as error:
+                self.last_call = f"{method} {path}: {error!r}"
             time.sleep(0.1 + self.rng.random() * 0.2)
 
     def _once(self, serial: int) -> None:
