@@ -159,14 +159,14 @@ def mark(conn: Connection, device_ids: Sequence[int], *, leaving: bool) -> None:
 _LEAVING = (
     select(devices.c.id, devices.c.name)
     .where(devices.c.leaving == 1, owner_column == bindparam("server"), devices.c.claim_id.is_(None))
+    .where(devices.c.state.in_(bindparam("resting", expanding=True)))
     .order_by(devices.c.id)
 )
 
 
 def leaving_of(conn: Connection, owner_id: int, resting: Collection[str]) -> list[tuple[int, str]]:
     """(id, name) of the devices of a server that are to go and are free, sorted by id."""
-    query = _LEAVING.where(devices.c.state.in_(resting))
-    return [(row[0], row[1]) for row in conn.execute(query, {"server": owner_id})]
+    return [(row[0], row[1]) for row in conn.execute(_LEAVING, {"server": owner_id, "resting": sorted(resting)})]
 
 
 def leave(conn: Connection, device_id: int, resting: Collection[str], now: datetime) -> bool:

@@ -94,10 +94,17 @@ def known(conn: Connection, event_keys: Collection[str]) -> set[tuple[str, str]]
     return {(row[0], row[1]) for row in conn.execute(query)} if event_keys else set()
 
 
+_WAITING = (
+    select(outbox.c.target, func.count(), func.min(outbox.c.created), func.min(outbox.c.due))
+    .where(_OPEN)
+    .group_by(outbox.c.target)
+    .order_by(outbox.c.target)
+)
+
+
 def waiting(conn: Connection) -> list[Waiting]:
     """What waits, by target."""
-    query = select(outbox.c.target, func.count(), func.min(outbox.c.created), func.min(outbox.c.due)).where(_OPEN)
-    return [Waiting(*row) for row in conn.execute(query.group_by(outbox.c.target).order_by(outbox.c.target))]
+    return [Waiting(*row) for row in conn.execute(_WAITING)]
 
 
 def last_errors(conn: Connection) -> dict[str, str]:

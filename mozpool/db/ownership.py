@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeVar
 
-from sqlalchemy import Connection, Table, case, func, literal, null, select, tuple_, update
+from sqlalchemy import Connection, Table, bindparam, case, func, literal, null, select, tuple_, union_all, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.db.devices import owner_column as device_owner
@@ -105,24 +105,34 @@ def take(conn: Connection, rows: Sequence[Owned], *, lost_id: int, beat: int, to
     return taken
 
 
+_ARRIVED = union_all(
+    *(
+        select(literal(kind).label("kind"), table.c.id).where(
+            table.c.came_from_id.is_not(None), owner == bindparam("server"), *needs_owner
+        )
+        for kind, (table, owner, needs_owner) in KINDS.items()
+    )
+).order_by("kind", "id")
+
+
 def arrived(conn: Connection, server_id: int) -> list[tuple[Kind, int]]:
     """(kind, id) of the rows that came to a server and that it has not begun to act on."""
-    found: list[tuple[Kind, int]] = []
-    for kind, (table, owner, needs_owner) in KINDS.items():
-        query = select(table.c.id).where(table.c.came_from_id.is_not(None), owner == server_id, *needs_owner)
-        found += [(kind, row_id) for row_id in conn.scalars(query.order_by(table.c.id))]
-    return found
+    return [(row[0], row[1]) for row in conn.execute(_ARRIVED, {"server": server_id})]
+
+
+_GUESTS = union_all(
+    *(
+        select(
+            literal(kind).label("kind"), table.c.id, table.c.imaging_server_id, table.c.state, table.c.version
+        ).where(table.c.owner_id == bindparam("server"), table.c.came_from_id.is_(None), *needs_owner)
+        for kind, (table, _, needs_owner) in KINDS.items()
+    )
+).order_by("kind", "id")
 
 
 def guests(conn: Connection, server_id: int) -> list[Guest]:
     """What a server acts on and what belongs to another."""
-    found: list[Guest] = []
-    for kind, (table, _, needs_owner) in KINDS.items():
-        query = select(table.c.id, table.c.imaging_server_id, table.c.state, table.c.version).where(
-            table.c.owner_id == server_id, table.c.came_from_id.is_(None), *needs_owner
-        )
-        found += [Guest(kind, *row) for row in conn.execute(query.order_by(table.c.id))]
-    return found
+    return [Guest(*row) for row in conn.execute(_GUESTS, {"server": server_id})]
 
 
 def give_back(conn: Connection, some: Sequence[Guest], server_id: int) -> int:

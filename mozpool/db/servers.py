@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from mozpool.db.devices import owner_column as device_owner
 from mozpool.db.requests import END_STATES
@@ -78,6 +78,17 @@ _COLUMNS = (
 )
 
 
+_SAY = (
+    update(server_presence)
+    .where(server_presence.c.imaging_server_id == bindparam("mine"))
+    .values({column.name: bindparam(f"v_{column.name}") for column in _COLUMNS[1:]})
+)
+_SAY_AGAIN = _SAY.where(
+    server_presence.c.started == bindparam("of"),
+    server_presence.c.beat.between(bindparam("first"), bindparam("last")),
+)
+
+
 def say_here(conn: Connection, said: Presence, before: Presence | None = None) -> bool:
     """Write a server's sign of life in place of its last one, ``before``; None is whatever there is.
 
@@ -94,12 +105,12 @@ def say_here(conn: Connection, said: Presence, before: Presence | None = None) -
         "group_name": said.group,
         "takeover_after": said.takeover_after,
     }
-    mine = server_presence.c.imaging_server_id == said.imaging_server_id
+    row = {"mine": said.imaging_server_id, **{f"v_{name}": value for name, value in values.items()}}
     if before is not None:
         # Any of those since: one may have been written without an answer.
-        still = (server_presence.c.started == said.started) & server_presence.c.beat.between(before.beat, said.beat)
-        return conn.execute(update(server_presence).where(mine, still).values(**values)).rowcount == 1
-    if conn.execute(update(server_presence).where(mine).values(**values)).rowcount == 0:
+        since = {"of": said.started, "first": before.beat, "last": said.beat}
+        return conn.execute(_SAY_AGAIN, {**row, **since}).rowcount == 1
+    if conn.execute(_SAY, row).rowcount == 0:
         conn.execute(insert(server_presence).values(imaging_server_id=said.imaging_server_id, **values))
     return True
 
