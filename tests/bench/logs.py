@@ -9,21 +9,20 @@ many, one of them a few. The whole call is measured, over HTTP.
 
 from __future__ import annotations
 
-import random
-import tempfile
 from datetime import timedelta
-from pathlib import Path
 
 import click
 import requests
 
 from mozpool.clock import Clock
-from mozpool.db import logs, schema
+from mozpool.db import logs
 from mozpool.db.engine import Database
 from mozpool.db.tables import device_logs
 from tests.bench import load
-from tests.bench.__main__ import daemon, fill
-from tests.bench.pages import engines, milliseconds
+from tests.bench.filling import fill
+from tests.bench.pages import milliseconds
+from tests.bench.pools import Pool, pools
+from tests.bench.scale import Scale
 
 DAYS = 13
 PART = 10_000
@@ -49,16 +48,17 @@ def write(database: Database, lines: int) -> None:
             database.run(lambda conn, few=few: logs.add_many(conn, device_logs, few))  # type: ignore[misc]
 
 
-def measure(name: str, engine: str, directory: Path, port: int, lines: int) -> None:
+def measure(pool: Pool, lines: int) -> None:
     """Print what one database gives."""
-    database = Database(engine, clock=Clock(), rng=random.Random(1))
-    schema.create(database)
-    with database.begin() as conn:
-        fill(conn, f"127.0.0.1:{port}", 300)
-    write(database, lines)
-    with database.read() as conn:
+
+    def filled(database: Database, server: str) -> None:
+        with database.begin() as conn:
+            fill(conn, server, 300)
+        write(database, lines)
+
+    pool.make(filled)
+    with pool.database() as database, database.read() as conn:
         newest = logs.latest(conn, device_logs, 1, limit=1)[0].id
-    database.dispose()
     pages = {
         "newest 100": "limit=100",
         "newest 2000": "limit=2000",
@@ -70,27 +70,25 @@ def measure(name: str, engine: str, directory: Path, port: int, lines: int) -> N
         "all of ten minutes": "timeperiod=600",
         "newest 100 of 12 days": f"timeperiod={12 * 86400}&limit=100",
     }
-    with daemon(engine, directory, port) as url, requests.Session() as session:
+    with pool.daemon() as daemon, requests.Session() as session:
         for device in ("device1", "device7", "device300"):
             for title, query in pages.items():
-                address = f"{url}/api/device/{device}/log/?{query}"
+                address = f"{daemon.url}/api/device/{device}/log/?{query}"
                 found = len(session.get(address, timeout=60).json()["log"])
                 times = milliseconds(7, lambda address=address: session.get(address, timeout=60))  # type: ignore[misc]
-                click.echo(f"| {name} | {device}: {title} ({found} lines) | {load.spread(times)} |")
+                click.echo(f"| {pool.kind} | {device}: {title} ({found} lines) | {load.spread(times)} |")
 
 
 @click.command(help=__doc__)
 @click.option("--lines", default=1_000_000, help="Of the device that writes most.")
-@click.option("--port", default=18094, help="Where the server under test listens.")
-@click.option("--database", "names", multiple=True, default=("SQLite", "MariaDB"), help="Which databases.")
-def main(lines: int, port: int, names: tuple[str, ...]) -> None:
+@click.option("--database", "names", multiple=True, default=("sqlite", "mariadb"), help="Which databases.")
+def main(lines: int, names: tuple[str, ...]) -> None:
     """Measure and print a table."""
     click.echo("| database | page | ms, median (range) |\n|---|---|---|")
-    with tempfile.TemporaryDirectory() as temporary, engines(Path(temporary), names) as found:
-        for name, engine in found.items():
-            directory = Path(temporary, name)
-            directory.mkdir()
-            measure(name, engine, directory, port, lines)
+    with pools(Scale(short=False, runs=1, databases=names)) as made:
+        for kind in made.kinds:
+            with made.pool(kind) as pool:
+                measure(pool, lines)
 
 
 if __name__ == "__main__":

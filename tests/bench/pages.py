@@ -12,14 +12,10 @@ devices are looked after every ten minutes.
 from __future__ import annotations
 
 import json
-import os
 import random
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 
 import click
 import requests
@@ -27,13 +23,14 @@ from playwright.sync_api import sync_playwright
 from sqlalchemy import Connection, insert, select, update
 
 from mozpool.clock import Clock
-from mozpool.db import schema, tables
+from mozpool.db import tables
 from mozpool.db.engine import Database
 from tests.bench import load
-from tests.bench.__main__ import daemon, fill
+from tests.bench.filling import fill
+from tests.bench.pools import Daemon, Pool, pools
+from tests.bench.scale import Scale
 from tests.browser.conftest import ARGUMENTS, CHROMIUM
 from tests.browser.conftest import missing as no_browser
-from tests.mariadb import missing, running
 
 PART = {"Mozpool-Part": "1"}
 POLL = 2.0
@@ -50,8 +47,8 @@ ADDRESSES = {
 }
 
 
-def colour(conn: Connection, closed: int, still: bool) -> None:
-    """Make the pool look like one that is used: labels, comments, other states, lent devices, a past."""
+def colour(conn: Connection, closed: int) -> None:
+    """Make the pool look like one that is used: labels, comments, other states, lent devices, a past; nothing is due."""
     rng = random.Random(2)
     now = Clock().now()
     devices = tables.devices
@@ -68,9 +65,7 @@ def colour(conn: Connection, closed: int, still: bool) -> None:
             )
         ],
     )
-    if still:
-        conn.execute(update(devices).values(state_timeout=None))
-    conn.execute(update(devices).values(state_since=now - timedelta(hours=3)))
+    conn.execute(update(devices).values(state_timeout=None, state_since=now - timedelta(hours=3)))
     states = (("failed_pxe_booting", 9), ("locked_out", 14), ("maintenance_mode", 33))
     for state, step in states:
         chosen = [device_id for device_id in ids if device_id % step == 0]
@@ -98,26 +93,6 @@ def colour(conn: Connection, closed: int, still: bool) -> None:
         conn.execute(update(devices).where(devices.c.id == device_id).values(claim_id=number))
 
 
-def ticks(pid: int) -> float:
-    """Seconds of a processor that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def server_pid(port: int) -> int:
-    """The process that serves this port's configuration."""
-    for status in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            environment = status.read_bytes().split(b"\0")
-            command = status.with_name("cmdline").read_bytes()
-        except OSError:
-            continue
-        named = any(value.startswith(b"MOZPOOL_CONFIG=") and value.endswith(b"/%d.ini" % port) for value in environment)
-        if named and b"mozpool.cli.server" in command:
-            return int(status.parent.name)
-    raise LookupError(f"no server of port {port}")
-
-
 def milliseconds(times: int, call: Callable[[], object]) -> list[float]:
     """How long each of several calls took."""
     found = []
@@ -126,6 +101,14 @@ def milliseconds(times: int, call: Callable[[], object]) -> list[float]:
         call()
         found.append((time.perf_counter() - begun) * 1000)
     return found
+
+
+def look_after(conn: Connection) -> None:
+    """Let the idle devices be looked after within ten minutes."""
+    now, rng = Clock().now(), random.Random(3)
+    for device_id in conn.scalars(select(tables.devices.c.id).where(tables.devices.c.state == "ready")).all():
+        due = now + timedelta(seconds=rng.uniform(0, 600))
+        conn.execute(update(tables.devices).where(tables.devices.c.id == device_id).values(state_timeout=due))
 
 
 class Page:
@@ -143,53 +126,47 @@ class Page:
         return said.status_code
 
 
-def idle_cost(pid: int, seconds: float, pages: list[Page]) -> tuple[float, int]:
+def idle_cost(daemon: Daemon, seconds: float, pages: list[Page]) -> tuple[float, int]:
     """Per cent of a core that the server uses while pages are open, and how often one was answered anew."""
     for page in pages:
         page.poll()
-    begun, before, changed = time.perf_counter(), ticks(pid), 0
+    begun, before, changed = time.perf_counter(), daemon.cost().own, 0
     while (elapsed := time.perf_counter() - begun) < seconds:
         for page in pages:
             changed += page.poll() == 200
         time.sleep(max(0.0, POLL - (time.perf_counter() - begun - elapsed)))
-    return (ticks(pid) - before) / (time.perf_counter() - begun) * 100, changed
+    return (daemon.cost().own - before) / (time.perf_counter() - begun) * 100, changed
 
 
-def measure(name: str, engine: str, directory: Path, port: int, devices: int, closed: int, seconds: float) -> None:
+def measure(pool: Pool, devices: int, closed: int, seconds: float) -> None:
     """Print what one database gives."""
+
+    def filled(database: Database, server: str) -> None:
+        with database.begin() as conn:
+            fill(conn, server, devices)
+            colour(conn, closed)
+
+    pool.make(filled)
     for still in (True, False):
-        database = Database(engine, clock=Clock(), rng=random.Random(1))
-        if still:
-            schema.create(database)
-            with database.begin() as conn:
-                fill(conn, f"127.0.0.1:{port}", devices)
-                colour(conn, closed, still)
-        else:
-            now, rng = Clock().now(), random.Random(3)
-            with database.begin() as conn:
-                for device_id in conn.scalars(
-                    select(tables.devices.c.id).where(tables.devices.c.state == "ready")
-                ).all():
-                    due = now + timedelta(seconds=rng.uniform(0, 600))
-                    conn.execute(
-                        update(tables.devices).where(tables.devices.c.id == device_id).values(state_timeout=due)
-                    )
-        database.dispose()
-        with daemon(engine, directory, port) as url, requests.Session() as session:
-            pid = server_pid(port)
+        if not still:
+            with pool.database() as database, database.begin() as conn:
+                look_after(conn)
+        with pool.daemon() as daemon, requests.Session() as session:
             time.sleep(5)
             if still:
                 for title, address in ADDRESSES.items():
-                    whole = milliseconds(7, lambda address=address: session.get(url + address, timeout=60))  # type: ignore[misc]
-                    click.echo(f"| {name} | whole page, {title}, ms | {load.spread(whole)} |")
-                click.echo(f"| {name} | parts after a change, ms | {load.spread(after_changes(session, url))} |")
-                for title, times in in_browser(url).items():
-                    click.echo(f"| {name} | {title} | {load.spread(times)} |")
-            none, _ = idle_cost(pid, seconds, [])
-            one, changed = idle_cost(pid, seconds, [Page(session, f"{url}/devices")])
+                    whole = milliseconds(7, lambda address=address: session.get(daemon.url + address, timeout=60))  # type: ignore[misc]
+                    click.echo(f"| {pool.kind} | whole page, {title}, ms | {load.spread(whole)} |")
+                click.echo(
+                    f"| {pool.kind} | parts after a change, ms | {load.spread(after_changes(session, daemon.url))} |"
+                )
+                for title, times in in_browser(daemon.url).items():
+                    click.echo(f"| {pool.kind} | {title} | {load.spread(times)} |")
+            none, _ = idle_cost(daemon, seconds, [])
+            one, changed = idle_cost(daemon, seconds, [Page(session, f"{daemon.url}/devices")])
             quiet = "nothing is written" if still else "idle devices are looked after"
-            click.echo(f"| {name} | % of a core, {quiet}, no page open | {none:.2f} |")
-            click.echo(f"| {name} | % of a core, {quiet}, one page open | {one:.2f} ({changed} times sent anew) |")
+            click.echo(f"| {pool.kind} | % of a core, {quiet}, no page open | {none:.2f} |")
+            click.echo(f"| {pool.kind} | % of a core, {quiet}, one page open | {one:.2f} ({changed} times sent anew) |")
 
 
 def after_changes(session: requests.Session, url: str) -> list[float]:
@@ -242,33 +219,19 @@ def in_browser(url: str) -> dict[str, list[float]]:
     return found
 
 
-@contextmanager
-def engines(directory: Path, names: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Name of a database → its URL; MariaDB where it is installed."""
-    found = {"SQLite": f"sqlite:///{directory}/pool.sqlite"}
-    if "MariaDB" not in names or missing():
-        yield found
-        return
-    with running(durable=True) as mariadb:
-        mariadb.execute("CREATE DATABASE pages CHARACTER SET utf8mb4")
-        yield {name: url for name, url in {**found, "MariaDB": mariadb.url("pages")}.items() if name in names}
-
-
 @click.command(help=__doc__)
 @click.option("--devices", default=5000, help="Size of the pool.")
 @click.option("--closed", default=20000, help="Requests of the past.")
 @click.option("--seconds", default=40.0, help="For how long a share of a core is measured.")
-@click.option("--port", default=18092, help="Where the server under test listens.")
-@click.option("--database", "names", multiple=True, default=("SQLite", "MariaDB"), help="Which databases.")
-def main(devices: int, closed: int, seconds: float, port: int, names: tuple[str, ...]) -> None:
+@click.option("--database", "names", multiple=True, default=("sqlite", "mariadb"), help="Which databases.")
+def main(devices: int, closed: int, seconds: float, names: tuple[str, ...]) -> None:
     """Measure and print a table."""
     click.echo(json.dumps({"devices": devices, "requests of the past": closed}))
     click.echo("| database | what | median (range) |\n|---|---|---|")
-    with tempfile.TemporaryDirectory() as temporary, engines(Path(temporary), names) as found:
-        for name, engine in found.items():
-            directory = Path(temporary, name)
-            directory.mkdir()
-            measure(name, engine, directory, port, devices, closed, seconds)
+    with pools(Scale(short=False, runs=1, databases=names)) as made:
+        for kind in made.kinds:
+            with made.pool(kind) as pool:
+                measure(pool, devices, closed, seconds)
 
 
 if __name__ == "__main__":

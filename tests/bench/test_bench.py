@@ -9,31 +9,106 @@ import statistics
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from tests.bench import launcher, load
-from tests.bench.__main__ import MODES, daemon, server
-from tests.integration.mozpool_site import free_ports
-from tests.mariadb import MariaDB
+from tests.bench import launcher
+from tests.bench.__main__ import found_cases, main
+from tests.bench.document import BEGIN, END, summarise, write
+from tests.bench.figures import Figure
+from tests.bench.results import Results, Taken
+from tests.bench.targets import TARGETS, Limit
+
+
+def invoke(output: Path, *arguments: str) -> str:
+    """Run the benchmarks; what they printed."""
+    done = CliRunner().invoke(main, [*arguments, "--output", str(output)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 @pytest.mark.mysql
-@pytest.mark.timeout(180)
-def test_each_mode_of_the_benchmark_runs_without_an_error_or_a_doubly_held_device(
-    mariadb: MariaDB, tmp_path: Path
-) -> None:
-    mariadb.execute("CREATE DATABASE bench CHARACTER SET utf8mb4")
-    try:
-        engine, port = mariadb.url("bench"), free_ports(2)
-        with server(engine, 10, tmp_path, port) as url, daemon(engine, tmp_path, port + 1) as other:
-            for mode in MODES:
-                measured = "claim and return" if mode == "claim" else mode
-                result = load.run(url, mode, 4, 2.0, other)
-                print(f"{mode}: {result.rate(measured):.1f} per second, p50 {result.quantile(measured, 0.5):.1f} ms")
-                assert result.times[measured]
-                assert result.errors == 0
-                assert result.doubles == 0
-    finally:
-        mariadb.execute("DROP DATABASE bench")
+@pytest.mark.usefixtures("mariadb")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("letter", found_cases())
+def test_each_case_gives_figures_over_both_databases(letter: str, tmp_path: Path) -> None:
+    said = invoke(tmp_path, "--case", letter, "--short", "--no-peers")
+    taken = Results.load(tmp_path / "benchmarks.json").of(letter)
+    assert taken is not None
+    assert taken.figures
+    for figure in taken.figures:
+        assert figure.case == letter
+        assert figure.values
+        assert all(value >= 0 for value in figure.values), figure
+        assert f"{figure.case} {figure.subject} (" in said
+    document = (tmp_path / "benchmarks.md").read_text()
+    assert f"## {letter}. {taken.title}" in document
+    assert (tmp_path / "benchmarks" / f"{letter}.svg").read_text().startswith("<?xml")
+
+
+def taken(case: str, *figures: Figure) -> Taken:
+    """Results of a case, as if it had been run."""
+    return Taken(f"Case {case}", "What it is.", "2026-12-01 10:00 UTC", 60.0, {"processor": "two"}, figures)
+
+
+def hand_off(values: tuple[float, ...], servers: int) -> Figure:
+    """A figure that a target is about."""
+    return Figure("c", "mozpool", "hand-off: p50", "ms", values, {"database": "mariadb", "servers": servers})
+
+
+def test_a_case_that_is_run_again_replaces_its_own_figures_only(tmp_path: Path) -> None:
+    path = tmp_path / "benchmarks.json"
+    results = Results({})
+    results.put("b", taken("b", Figure("b", "mozpool", "rate", "1/s", (1.0, 2.0, 4.0), {"devices": 10})))
+    results.put("c", taken("c", hand_off((9.0,), 1)))
+    results.save(path)
+    again = Results.load(path)
+    again.put("c", taken("c", hand_off((7.0,), 1)))
+    again.save(path)
+    found = Results.load(path)
+    assert found.of("b") == results.of("b")
+    assert [figure.values for figure in found.find("c", "hand-off: p50", "mozpool", {"servers": 1})] == [(7.0,)]
+
+
+@pytest.mark.parametrize(("median", "words"), [(8.0, "| met | 1.25 |"), (20.0, "| **missed** | 0.50 |")])
+def test_the_document_says_whether_targets_are_met(median: float, words: str, tmp_path: Path) -> None:
+    results = Results({"c": taken("c", hand_off((median - 1, median, median + 1), 1))})
+    write(results, tmp_path)
+    document = (tmp_path / "benchmarks.md").read_text()
+    line = next(line for line in document.splitlines() if "hand-off on one server, median" in line)
+    assert line.endswith(words)
+    assert "at most 10 ms" in line
+    assert sum("not measured" in line for line in document.splitlines()) == len(TARGETS) - 1
+
+
+def test_the_worst_of_several_figures_counts() -> None:
+    results = Results({"c": taken("c", hand_off((5.0,), 1), hand_off((30.0,), 2))})
+    verdict = Limit("c", "all", "hand-off: p50", 10.0, where={"servers": (1, 2)}).judge(results)
+    assert verdict.figure.startswith("30 ms")
+    assert not verdict.met
+
+
+def test_a_target_may_be_a_multiple_of_a_peer() -> None:
+    peer = Figure("c", "labgrid", "hand-off: p50", "ms", (8.0,), {"places": 100})
+    results = Results({"c": taken("c", hand_off((4.0,), 1), peer)})
+    other = ("labgrid", "hand-off: p50", {"places": 100})
+    verdict = Limit("c", "as soon", "hand-off: p50", 1.0, where={"servers": 1}, times=other).judge(results)
+    assert (verdict.target, verdict.ratio) == ("at most 8 ms (1 × labgrid)", 2.0)
+
+
+def test_the_summary_stands_between_its_marks(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    summarise(Results({"c": taken("c", hand_off((8.0,), 1))}), readme)
+    text = readme.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n| what |")
+    assert text.endswith(f"`scripts/bench --case c` |\n{END}\nafter\n")
+    assert "old" not in text
+
+
+def test_short_figures_do_not_get_into_the_documents() -> None:
+    done = CliRunner().invoke(main, ["--short"])
+    assert done.exit_code == 2
+    assert "--output" in done.output
 
 
 @pytest.mark.parametrize("phones", [8, 60])
