@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 from mozpool.db.engine import Database
 from tests.bench import load
@@ -14,7 +14,7 @@ from tests.bench.filling import fill
 from tests.bench.pools import Cost, Daemon, Pool, pools
 from tests.bench.scale import Scale
 
-DEVICES = (10, 100, 1000, 10_000)
+DEVICES = (10, 100, 500, 1000, 10_000)
 CLIENTS = (1, 8, 32)
 SECONDS = 5.0
 """How long one run of one cell takes."""
@@ -49,8 +49,15 @@ def one(pool: Pool, daemon: Daemon, mode: str, clients: int, seconds: float) -> 
     return result, served / result.seconds * 100, stored / result.seconds * 100
 
 
-def measure(scale: Scale, case: str, mode: str, *, operation: str, latencies: Sequence[str]) -> Iterator[Figure]:
-    """The figures of the whole grid; the runs of a pool's cells alternate."""
+def measure(
+    scale: Scale, case: str, mode: str, *, operations: tuple[str, str], latencies: Mapping[str, str]
+) -> Iterator[Figure]:
+    """The figures of the whole grid; the runs of a pool's cells alternate.
+
+    ``operations`` is what is counted, as the load names it, and its title in the plural; ``latencies`` are the names of
+    durations, with the titles.
+    """
+    operation, counted = operations
     seconds = 0.5 if scale.short else SECONDS
     clients = (1, 4) if scale.short else CLIENTS
     with pools(scale) as made:
@@ -67,10 +74,10 @@ def measure(scale: Scale, case: str, mode: str, *, operation: str, latencies: Se
                 for number in clients:
                     cell = [found[number] for found in runs]
                     parameters = {"database": kind, "devices": devices, "clients": number}
-                    values = {(f"{operation}: rate", "1/s"): [result.rate(operation) for result, _, _ in cell]}
-                    for name in latencies:
-                        for title, share in (("p50", 0.5), ("p99", 0.99)):
-                            values[f"{name}: {title}", "ms"] = [each.quantile(name, share) for each, _, _ in cell]
+                    values = {(counted, "1/s"): [result.rate(operation) for result, _, _ in cell]}
+                    for name, title in latencies.items():
+                        for quantile, share in (("p50", 0.5), ("p99", 0.99)):
+                            values[f"{title}: {quantile}", "ms"] = [each.quantile(name, share) for each, _, _ in cell]
                     values["server", "% of a core"] = [served for _, served, _ in cell]
                     if pool.mariadb is not None:
                         values["MariaDB", "% of a core"] = [stored for _, _, stored in cell]

@@ -100,7 +100,7 @@ class Client:
         device = request["assigned_device"]
         if device:
             self._take(device)
-            self._result.add("request call", (asked - begun) * 1000)
+            self._result.add("claim", (asked - begun) * 1000)
             self._held.discard(device)
         else:
             self._result.errors += 1
@@ -115,11 +115,11 @@ class Client:
         self._take(device)
         if not await self.until_ready(request["id"]):
             self._result.errors += 1
-        self._result.add("until ready", (time.perf_counter() - begun) * 1000)
+        self._result.add("ready", (time.perf_counter() - begun) * 1000)
         self._held.discard(device)
         await self.give_back(request["id"])
         await self.until_free(device)
-        self._result.add("whole cycle", (time.perf_counter() - begun) * 1000)
+        self._result.add("cycle", (time.perf_counter() - begun) * 1000)
 
     async def take_all(self) -> list[int]:
         """Request devices until there are none left, and wait until all are ready; the requests."""

@@ -48,7 +48,7 @@ ADDRESSES = {
 
 
 def colour(conn: Connection, closed: int) -> None:
-    """Make the pool look like one that is used: labels, comments, other states, lent devices, a past; nothing is due."""
+    """Make the pool look like one that is used: labels, comments, states, lent devices, a past; nothing is due."""
     rng = random.Random(2)
     now = Clock().now()
     devices = tables.devices

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,8 +45,9 @@ class Cost:
     def of(cls, pid: int) -> Cost:
         """What the process with this id has used."""
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in fields[11:15]]
-        return cls(ticks[0] + ticks[1], ticks[2] + ticks[3])
+        children = sum(int(field) for field in fields[13:15]) / os.sysconf("SC_CLK_TCK")
+        # The kernel's clock of a process (clock_getcpuclockid(3)): nanoseconds, not ticks.
+        return cls(time.clock_gettime((~pid << 3) | 2), children)
 
 
 def memory(pid: int) -> dict[str, float]:
@@ -75,26 +75,37 @@ class Daemon:
         """What it has used so far."""
         return Cost.of(self.pid)
 
+    def wait(self) -> None:
+        """Return when it answers calls."""
+        give_up = time.monotonic() + START_LIMIT
+        while True:
+            try:
+                requests.get(f"{self.url}/api/version/", timeout=5)
+                return
+            except requests.RequestException:
+                if self.process.poll() is not None or time.monotonic() > give_up:
+                    raise RuntimeError(f"the daemon did not start:\n{self.log.read_text()[-2000:]}") from None
+                time.sleep(0.02)
+
 
 class Pool:
     """A new database for one measurement."""
 
-    def __init__(self, kind: str, directory: Path, mariadb: MariaDB | None, name: str) -> None:
-        """``kind`` is ``mariadb`` or ``sqlite``; its files are put into ``directory``."""
+    def __init__(
+        self, kind: str, directory: Path, mariadb: MariaDB | None, name: str, *, url: str | None = None
+    ) -> None:
+        """``kind`` is ``mariadb`` or ``sqlite``; its files are put into ``directory``. ``url``: it is there already."""
         self.kind = kind
         self.directory = directory
         self.port = free_port()
         self.server = f"127.0.0.1:{self.port}"
         """The imaging server's name."""
         self.mariadb = mariadb
-        self.url = f"sqlite:///{directory}/{name}.sqlite" if mariadb is None else mariadb.url(name)
+        self.url = url or (f"sqlite:///{directory}/{name}.sqlite" if mariadb is None else mariadb.url(name))
 
     def beside(self) -> Pool:
         """The same database, for another imaging server."""
-        other = copy(self)
-        other.port = free_port()
-        other.server = f"127.0.0.1:{other.port}"
-        return other
+        return Pool(self.kind, self.directory, self.mariadb, "", url=self.url)
 
     @contextmanager
     def database(self) -> Iterator[Database]:
@@ -112,8 +123,8 @@ class Pool:
             fill(database, self.server)
 
     @contextmanager
-    def daemon(self, more: str = "", *, answers: bool = True) -> Iterator[Daemon]:
-        """A daemon over it; ``more`` is added to its configuration. ``answers``: wait until it answers calls."""
+    def daemon(self, more: str = "") -> Iterator[Daemon]:
+        """A daemon over it that answers calls; ``more`` is added to its configuration."""
         config = self.directory / f"{self.port}.ini"
         config.write_text(
             f"[database]\nengine = {self.url}\n[server]\nfqdn = {self.server}\nport = {self.port}\n{more}\n"
@@ -126,25 +137,11 @@ class Pool:
                 [sys.executable, "-m", "mozpool.cli.server"], env=environment, stdout=errors, stderr=errors
             )
         try:
-            if answers:
-                until_answers(self.server, process, log)
-            yield Daemon(f"http://{self.server}", process, log)
+            daemon = Daemon(f"http://{self.server}", process, log)
+            daemon.wait()
+            yield daemon
         finally:
             end(process)
-
-
-def until_answers(server: str, process: subprocess.Popen[bytes], log: Path | None = None) -> None:
-    """Wait until a process serves. Raises RuntimeError, with what it wrote to ``log``, when it does not."""
-    give_up = time.monotonic() + START_LIMIT
-    while True:
-        try:
-            requests.get(f"http://{server}/api/version/", timeout=5)
-            return
-        except requests.RequestException:
-            if process.poll() is not None or time.monotonic() > give_up:
-                said = log.read_text()[-2000:] if log else ""
-                raise RuntimeError(f"{server} did not start:\n{said}") from None
-            time.sleep(0.02)
 
 
 class Pools:

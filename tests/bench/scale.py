@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """What each case is told."""
+    """What each case is told of the run that it is part of."""
 
     short: bool
-    """A smoke run: the smallest sizes only, seconds."""
+    """A smoke run: the smallest sizes, seconds in all."""
     runs: int
-    """How often each figure is measured: at least 3, or 1 when ``short``."""
+    """How often each figure is measured."""
     databases: tuple[str, ...]
-    """Over which databases: of ``mariadb`` and ``sqlite``."""
+    """Of ``mariadb`` and ``sqlite``."""

@@ -111,8 +111,8 @@ def shown(figure: Figure) -> str:
     return f"{number(figure.median)} {figure.unit} ± {figure.spread * 100:.0f} %"
 
 
-RATE = "claim and return: rate"
-CYCLES = "whole cycle: rate"
+RATE = "claims and returns"
+CYCLES = "whole cycles"
 SIZES = (100, 500, 1000, 10_000)
 
 

@@ -25,4 +25,6 @@ Server, database and load generator share the processors; the share of a core th
 
 def run(scale: Scale) -> Iterator[Figure]:
     """Rate and latency for each size of the pool and each number of clients."""
-    yield from measure(scale, "a", "claim", operation="claim and return", latencies=("request call",))
+    yield from measure(
+        scale, "a", "claim", operations=("claim and return", "claims and returns"), latencies={"claim": "request call"}
+    )

@@ -23,4 +23,10 @@ claim, each change of the device's state and of the request's, with its history,
 
 def run(scale: Scale) -> Iterator[Figure]:
     """Rate and latency for each size of the pool and each number of clients."""
-    yield from measure(scale, "b", "cycle", operation="whole cycle", latencies=("until ready", "whole cycle"))
+    yield from measure(
+        scale,
+        "b",
+        "cycle",
+        operations=("cycle", "whole cycles"),
+        latencies={"ready": "until ready", "cycle": "whole cycle"},
+    )

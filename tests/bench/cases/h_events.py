@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sqlalchemy import update
 
@@ -20,7 +22,7 @@ from tests.bench import load
 from tests.bench.figures import Figure
 from tests.bench.filling import fill
 from tests.bench.grid import sound
-from tests.bench.pools import pools, until_answers
+from tests.bench.pools import Daemon, pools
 from tests.bench.scale import Scale
 from tests.processes import end, free_port
 
@@ -55,12 +57,18 @@ def installing(database: Database, server: str, devices: int) -> None:
 def empty() -> Iterator[str]:
     """An empty application behind the same HTTP server, in a process of its own; its URL."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "tests.bench.empty", str(port)])
-    try:
-        until_answers(f"127.0.0.1:{port}", process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        end(process)
+    with TemporaryDirectory(prefix="mozpool-bench-") as directory:
+        log = Path(directory, "log")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.bench.empty", str(port)], stdout=output, stderr=output
+            )
+        try:
+            daemon = Daemon(f"http://127.0.0.1:{port}", process, log)
+            daemon.wait()
+            yield daemon.url
+        finally:
+            end(process)
 
 
 class Levels:
