@@ -114,6 +114,8 @@ def shown(figure: Figure) -> str:
 RATE = "claims and returns"
 CYCLES = "whole cycles"
 SIZES = (100, 500, 1000, 10_000)
+LISTED = {"devices": 5000}
+IDLE = {"devices": 5000, "probe": "fping"}
 
 
 def _rates() -> Iterator[Target]:
@@ -144,5 +146,18 @@ TARGETS: tuple[Target, ...] = (
     Limit("c", "hand-off on one server, median", "hand-off: p50", 10.0, where={"servers": 1}),
     Limit("c", "hand-off on one server, p99", "hand-off: p99", 50.0, where={"servers": 1}),
     Limit("c", "hand-off across two servers, median", "hand-off: p50", 50.0, where={"servers": 2}),
+    Limit("d", "5000 devices with details, whole, after a change", "whole after a change", 100.0, where=LISTED),
+    Limit("d", "5000 devices with details, from the cache", "whole, cached", 30.0, where=LISTED),
+    Limit("d", "5000 devices with details, unchanged", "unchanged", 5.0, where=LISTED),
+    Limit("d", "5000 devices with details, unchanged, asked for once in 1.2 s", "unchanged, polled", 5.0, where=LISTED),
+    Limit("e", "idle with 5000 devices, without fping itself", "processor", 2.0, where=IDLE),
+    Limit("e", "memory with 5000 devices", "memory, RSS", 120.0, where=IDLE),
+    Limit("f", "1000 boards power-cycled at once, against the minimum", "against the minimum", 1.2),
+    Limit("g", "start with 20 000 devices and 5000 requests, until it acts on a device", "acts on a device", 5.0),
+    Limit("g", "start with 20 000 devices and 5000 requests, until it acts on a request", "acts on a request", 5.0),
+    *(
+        Limit("i", f"{measure}, grown tables against empty ones", f"{measure}: against empty tables", 1.5)
+        for measure in ("claim and return", "request call p99", "processor time", "whole cycle", "device list")
+    ),
 )
 """Those of the figures that people should be able to count on."""

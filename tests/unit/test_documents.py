@@ -28,7 +28,7 @@ if resources.CHECKOUT is None:
 ROOT = resources.CHECKOUT
 README = ROOT / "README.md"
 DOCUMENTS = sorted([README, ROOT / "UPGRADING.md", *(ROOT / "docs").glob("*.md")])
-GENERATED = {"metrics.md", "states.md"}
+GENERATED = {"benchmarks.md", "metrics.md", "states.md"}
 
 
 def ids(path: Path) -> str:

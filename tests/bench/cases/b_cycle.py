@@ -23,10 +23,5 @@ claim, each change of the device's state and of the request's, with its history,
 
 def run(scale: Scale) -> Iterator[Figure]:
     """Rate and latency for each size of the pool and each number of clients."""
-    yield from measure(
-        scale,
-        "b",
-        "cycle",
-        operations=("cycle", "whole cycles"),
-        latencies={"ready": "until ready", "cycle": "whole cycle"},
-    )
+    latencies = {"ready": "until ready", "cycle": "whole cycle"}
+    yield from measure(scale, "b", "cycle", operations=("cycle", "whole cycles"), latencies=latencies)
