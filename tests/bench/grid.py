@@ -73,7 +73,7 @@ def measure(
                         ]
                 for number in clients:
                     cell = [found[number] for found in runs]
-                    parameters = {"database": kind, "devices": devices, "clients": number}
+                    parameters: dict[str, str | int] = {"database": kind, "devices": devices, "clients": number}
                     values = {(counted, "1/s"): [result.rate(operation) for result, _, _ in cell]}
                     for name, title in latencies.items():
                         for quantile, share in (("p50", 0.5), ("p99", 0.99)):

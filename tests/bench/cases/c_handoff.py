@@ -37,7 +37,7 @@ def run(scale: Scale) -> Iterator[Figure]:
                     other = stack.enter_context(pool.beside().daemon()).url if servers == 2 else url
                     load.hand_offs(url, other, 2)
                     results = [sound(load.hand_offs(url, other, rounds)) for _ in range(scale.runs)]
-                parameters = {"database": kind, "devices": devices, "servers": servers}
+                parameters: dict[str, str | int] = {"database": kind, "devices": devices, "servers": servers}
                 for title, share in (("p50", 0.5), ("p99", 0.99)):
                     values = tuple(result.quantile("hand-off", share) for result in results)
                     yield Figure("c", "mozpool", f"hand-off: {title}", "ms", values, parameters)

@@ -127,5 +127,6 @@ def run(scale: Scale) -> Iterator[Figure]:
                     with pool.daemon() as daemon:
                         stored.run(daemon.url, paths, seconds)
             yield from stored.figures()
-            share = tuple(mine / theirs for mine, theirs in zip(stored.best(), levels.best(), strict=True))
-            yield Figure("h", "mozpool", "share of the empty application's", "", share, {"database": kind})
+            if all(levels.best()):
+                share = tuple(mine / theirs for mine, theirs in zip(stored.best(), levels.best(), strict=True))
+                yield Figure("h", "mozpool", "share of the empty application's", "", share, {"database": kind})

@@ -160,7 +160,7 @@ def run(scale: Scale, case: str) -> Iterator[Figure]:
                     runs.append(found)
             for clients in CLIENTS:
                 cell = [found[clients] for found in runs]
-                parameters = {"database": "mariadb", "nodes": nodes, "clients": clients}
+                parameters: dict[str, str | int] = {"database": "mariadb", "nodes": nodes, "clients": clients}
                 rates = tuple(result.rate(OPERATION) for result, _ in cell)
                 yield Figure(case, "ironic", f"{OPERATION}: rate", "1/s", rates, parameters)
                 for measure in ("until active", OPERATION):

@@ -65,7 +65,7 @@ class Session:
         self._reader.cancel()
         await self._channel.close()
 
-    async def _write(self):  # type: ignore[no-untyped-def]
+    async def _write(self):
         while (message := await self._outgoing.get()) is not None:
             yield message
 
