@@ -118,6 +118,11 @@ LISTED = {"devices": 5000}
 IDLE = {"devices": 5000, "probe": "fping"}
 
 
+def crowd(clients: int) -> str:
+    """So many clients in words."""
+    return "1 client" if clients == 1 else f"{clients} clients"
+
+
 def _rates() -> Iterator[Target]:
     old = {8: 150.0, 32: 150.0}
     for clients, least in old.items():
@@ -132,13 +137,13 @@ def _rates() -> Iterator[Target]:
     where = {"devices": SIZES, "clients": 8}
     yield Limit("a", "request call p99, 8 clients, 100 to 10 000 devices", "request call: p99", 100.0, where=where)
     for clients in (1, 8, 32):
-        yield Flat("a", f"claims and returns, {clients} clients, whatever the number of devices", RATE, clients)
+        yield Flat("a", f"claims and returns, {crowd(clients)}, whatever the number of devices", RATE, clients)
     for clients, old_rate in ((1, 4.0), (8, 3.6), (32, 4.5)):
         where = {"devices": SIZES, "clients": clients}
-        what = f"whole cycles a second, {clients} clients, 100 to 10 000 devices: 10 × the old version"
+        what = f"whole cycles a second, {crowd(clients)}, 100 to 10 000 devices: 10 × the old version"
         yield Limit("b", what, CYCLES, 10 * old_rate, most=False, where=where)
     for clients in (1, 8, 32):
-        yield Flat("b", f"whole cycles, {clients} clients, whatever the number of devices", CYCLES, clients)
+        yield Flat("b", f"whole cycles, {crowd(clients)}, whatever the number of devices", CYCLES, clients)
 
 
 TARGETS: tuple[Target, ...] = (

@@ -143,8 +143,9 @@ def run(scale: Scale, case: str) -> Iterator[Figure]:
     if "mariadb" not in scale.databases:
         raise NoPeer("it is measured over MariaDB")
     programs = environment("ironic", *REQUIREMENTS)
+    sizes, numbers, seconds = ((10,), (1, 4), 2.0) if scale.short else (NODES, CLIENTS, SECONDS)
     with running(durable=True) as mariadb:
-        for nodes in NODES:
+        for nodes in sizes:
             name = f"ironic{nodes}"
             with service(programs, mariadb, name) as (url, pid):
                 asyncio.run(enrol(url, nodes))
@@ -153,12 +154,12 @@ def run(scale: Scale, case: str) -> Iterator[Figure]:
                 runs = []
                 for _ in range(scale.runs):
                     found = {}
-                    for clients in CLIENTS:
+                    for clients in numbers:
                         before = spent(pid)
-                        result = asyncio.run(allocate(url, clients, SECONDS))
+                        result = asyncio.run(allocate(url, clients, seconds))
                         found[clients] = (result, (spent(pid) - before) / result.seconds * 100)
                     runs.append(found)
-            for clients in CLIENTS:
+            for clients in numbers:
                 cell = [found[clients] for found in runs]
                 parameters: dict[str, str | int] = {"database": "mariadb", "nodes": nodes, "clients": clients}
                 rates = tuple(result.rate(OPERATION) for result, _ in cell)

@@ -67,7 +67,9 @@ def load(programs: Path, mode: str, address: str, places: int, clients: int, amo
     """Put a load on a coordinator, by a process in its own environment."""
     script = Path(__file__).with_name("labgrid_load.py")
     arguments = [mode, address, str(places), str(clients), str(amount)]
-    done = subprocess.run([str(programs / "python"), str(script), *arguments], capture_output=True, text=True)
+    # Isolated: in the script's own directory, this module has the name of the package that the script needs.
+    command = [str(programs / "python"), "-I", str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise AssertionError(f"the load of labgrid failed: {done.stderr[-2000:]}")
     result = Result(**json.loads(done.stdout))
@@ -79,9 +81,10 @@ def run(scale: Scale, case: str) -> Iterator[Figure]:
     """Each number of places and of clients."""
     mode, durations, operation = MODES[case]
     programs = environment("labgrid", *REQUIREMENTS)
-    amount = SECONDS if operation else HAND_OFFS
-    clients = CLIENTS if operation else (1,)
-    for places in PLACES:
+    amount, clients = (SECONDS, CLIENTS) if operation else (HAND_OFFS, (1,))
+    if scale.short:
+        amount, clients = (1.0, (1, 4)) if operation else (3, (1,))
+    for places in (10,) if scale.short else PLACES:
         with coordinator(programs) as (address, pid):
             load(programs, "setup", address, places, 1, 0)
             runs: list[dict[int, tuple[Result, float]]] = []
