@@ -122,7 +122,8 @@ def main(
     for letter in () if only_write else chosen:
         click.echo(f"--- {letter}. {known[letter].TITLE}")
         results.put(letter, take(letter, known[letter], scale, peers=not no_peers))
-        results.save(directory / "benchmarks.json")
+        results.save(directory / "benchmarks.json")  # also when a later case fails
+    results.save(directory / "benchmarks.json")
     document.write(results, directory)
     if output is None:
         document.summarise(results, ROOT / "README.md")

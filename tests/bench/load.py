@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,12 @@ class Client:
         self._connection = Connection(url)
         self._result = result
         self._held = held
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
         """One call, and what is in its answer; None in one without a body or with an error, which is counted."""
@@ -146,22 +153,22 @@ class Client:
 async def _hand_offs(url: str, other: str, rounds: int) -> Result:
     """With all devices held, one waiter on ``other`` at a time: from sending the return to its answer with a device."""
     result = Result()
-    holder, waiter = Client(url, result, set()), Client(other, result, set())
-    held = await holder.take_all()
-    begun = time.perf_counter()
-    for _ in range(rounds):
-        waiting = (await waiter.request())["id"]
-        await holder.hand_over(held.pop(0), waiter, waiting)
-        await waiter.until_ready(waiting)
-        if url == other:
-            held.append(waiting)
-            continue
-        await waiter.give_back(waiting)
-        held.append((await holder.request("?wait=60"))["id"])
-        await holder.until_ready(held[-1])
-    result.seconds = time.perf_counter() - begun
-    for request_id in held:
-        await holder.give_back(request_id)
+    with Client(url, result, set()) as holder, Client(other, result, set()) as waiter:
+        held = await holder.take_all()
+        begun = time.perf_counter()
+        for _ in range(rounds):
+            waiting = (await waiter.request())["id"]
+            await holder.hand_over(held.pop(0), waiter, waiting)
+            await waiter.until_ready(waiting)
+            if url == other:
+                held.append(waiting)
+                continue
+            await waiter.give_back(waiting)
+            held.append((await holder.request("?wait=60"))["id"])
+            await holder.until_ready(held[-1])
+        result.seconds = time.perf_counter() - begun
+        for request_id in held:
+            await holder.give_back(request_id)
     return result
 
 
@@ -184,9 +191,9 @@ def run(url: str, mode: str, clients: int, seconds: float) -> Result:
 
     async def main() -> Result:
         result, held = Result(), set[str]()
-        found = [Client(url, result, held) for _ in range(clients)]
-        work = [each.claim if mode == "claim" else each.cycle for each in found]
-        return await repeat(work, result, seconds)
+        with ExitStack() as stack:
+            found = [stack.enter_context(Client(url, result, held)) for _ in range(clients)]
+            return await repeat([each.claim if mode == "claim" else each.cycle for each in found], result, seconds)
 
     return asyncio.run(main())
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bench import launcher
-from tests.bench.__main__ import found_cases, main
+from tests.bench.__main__ import DOCS, ROOT, found_cases, main
 from tests.bench.document import BEGIN, END, summarise, write
 from tests.bench.figures import Figure
 from tests.bench.results import Results, Taken
@@ -103,6 +103,16 @@ def test_the_summary_stands_between_its_marks(tmp_path: Path) -> None:
     assert text.startswith(f"before\n{BEGIN}\n| what |")
     assert text.endswith(f"`scripts/bench --case c` |\n{END}\nafter\n")
     assert "old" not in text
+
+
+def test_the_documents_belong_to_the_raw_figures(tmp_path: Path) -> None:
+    results = Results.load(DOCS / "benchmarks.json")
+    write(results, tmp_path)
+    assert (tmp_path / "benchmarks.md").read_text() == (DOCS / "benchmarks.md").read_text()
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text())
+    summarise(results, readme)
+    assert readme.read_text() == (ROOT / "README.md").read_text()
 
 
 def test_short_figures_do_not_get_into_the_documents() -> None:

@@ -10,7 +10,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -92,6 +92,12 @@ class Client:
         self._connection = Connection(url, HEADERS)
         self._result = result
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
     async def call(self, method: str, path: str, body: Any = None) -> Any:
         """One call, and what is in its answer. Raises AssertionError when it is refused."""
         status, said = await self._connection.call(method, path, body)
@@ -124,13 +130,17 @@ class Client:
 async def enrol(url: str, nodes: int) -> None:
     """Make so many nodes."""
     numbers = iter(range(nodes))
-    await asyncio.gather(*(Client(url, Result()).enrol(numbers) for _ in range(4)))
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(url, Result())) for _ in range(4)]
+        await asyncio.gather(*(each.enrol(numbers) for each in clients))
 
 
 async def allocate(url: str, clients: int, seconds: float) -> Result:
     """So many clients for so many seconds."""
     result = Result()
-    return await repeat([Client(url, result).allocate for _ in range(clients)], result, seconds)
+    with ExitStack() as stack:
+        found = [stack.enter_context(Client(url, result)) for _ in range(clients)]
+        return await repeat([each.allocate for each in found], result, seconds)
 
 
 def spent(pid: int) -> float:
