@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.bench import launcher
 from tests.bench.__main__ import DOCS, ROOT, found_cases, main
 from tests.bench.document import BEGIN, END, summarise, write
 from tests.bench.figures import Figure
+from tests.bench.profile import Samples
 from tests.bench.results import Results, Taken
 from tests.bench.targets import TARGETS, Limit
 
@@ -113,6 +115,22 @@ def test_the_documents_belong_to_the_raw_figures(tmp_path: Path) -> None:
     readme.write_text((ROOT / "README.md").read_text())
     summarise(results, readme)
     assert readme.read_text() == (ROOT / "README.md").read_text()
+
+
+def test_samples_of_a_profile_are_counted_by_function() -> None:
+    text = (
+        "main (mozpool/a.py:3);work (mozpool/b.py:7) 3\nmain (mozpool/a.py:4);work (mozpool/b.py:9);read (s.py:1) 2\n"
+    )
+    samples = Samples.read(text)
+    assert samples.total == 5
+    assert samples.inside["work (mozpool/b.py)"] == 5
+    assert samples.itself == {"work (mozpool/b.py)": 3, "read (s.py)": 2}
+
+
+def test_the_script_tells_how_it_is_used() -> None:
+    said = subprocess.run([str(ROOT / "scripts" / "bench"), "--help"], capture_output=True, text=True, check=True)
+    for option in main.params:
+        assert option.opts[0] in said.stdout
 
 
 def test_short_figures_do_not_get_into_the_documents() -> None:

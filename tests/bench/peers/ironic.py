@@ -99,9 +99,10 @@ class Client:
         self._connection.close()
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
-        """One call, and what is in its answer. Raises AssertionError when it is refused."""
+        """One call, and what is in its answer. Raises NoPeer when it is refused."""
         status, said = await self._connection.call(method, path, body)
-        assert status < 300, f"{method} {path} answered {status}: {said[:300]!r}"
+        if status >= 300:
+            raise NoPeer(f"{method} {path} answered {status}: {said[:300]!r}")
         return json.loads(said) if said else None
 
     async def enrol(self, numbers: Iterator[int]) -> None:
