@@ -213,7 +213,7 @@ def events(url: str, paths: list[str], boards: int, seconds: float) -> Result:
             raise IndexError(f"{len(paths)} events are too few for {seconds} s")
         begun = time.perf_counter()
         try:
-            status, _ = await Connection(url).fetch(path)
+            status, _ = await Connection(url).once("GET", path)
         except (Broken, OSError):
             status = 0
         result.errors += status != 200

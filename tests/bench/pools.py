@@ -116,7 +116,7 @@ class Pool:
         finally:
             database.dispose()
 
-    def make(self, fill: Callable[[Database, str], None]) -> None:
+    def make(self, fill: Callable[[Database, str], object]) -> None:
         """Make the tables, and fill them: ``fill`` is given the database and the imaging server's name."""
         with self.database() as database:
             schema.create(database)

@@ -44,10 +44,10 @@ class Connection(asyncio.Protocol):
         transport.write(f"{method} {path} HTTP/1.1\r\n{self._host}{kind}{length}\r\n".encode() + sent)
         return await self._answer
 
-    async def fetch(self, path: str) -> tuple[int, bytes]:
-        """A GET over a connection of its own, as a board makes it. Raises Broken, OSError."""
+    async def once(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+        """A call after which the connection is closed. Raises Broken, OSError."""
         try:
-            return await self.call("GET", path)
+            return await self.call(method, path, body)
         finally:
             self.close()
 

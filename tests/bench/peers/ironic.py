@@ -10,7 +10,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,9 +37,9 @@ OPERATION = "allocate, active, delete"
 
 TEXTS = {
     "b": """Ironic in one process (API and conductor), by its REST API, with its fake hardware, over the same kind of
-MariaDB with durable commits. *Allocate, active, delete*: `POST /v1/allocations` with a resource class, `GET` of the
-allocation every 20 ms until it is active, `DELETE`. An active allocation has a node that was free; no node is powered,
-deployed or proven to work.""",
+MariaDB with durable commits; each call over a new connection. *Allocate, active, delete*: `POST /v1/allocations` with a
+resource class, `GET` of the allocation every 20 ms until it is active, `DELETE`. An active allocation has a node that
+was free; no node is powered, deployed or proven to work.""",
 }
 
 
@@ -86,21 +86,15 @@ NOT_THERE = ("bios", "console", "firmware", "inspect", "raid", "rescue", "vendor
 
 
 class Client:
-    """A client of Ironic, with a connection of its own."""
+    """A client of Ironic. Each call has a connection of its own: of those that are kept, its server keeps only some."""
 
     def __init__(self, url: str, result: Result) -> None:
-        self._connection = Connection(url, HEADERS)
+        self._url = url
         self._result = result
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
         """One call, and what is in its answer. Raises NoPeer when it is refused."""
-        status, said = await self._connection.call(method, path, body)
+        status, said = await Connection(self._url, HEADERS).once(method, path, body)
         if status >= 300:
             raise NoPeer(f"{method} {path} answered {status}: {said[:300]!r}")
         return json.loads(said) if said else None
@@ -131,17 +125,13 @@ class Client:
 async def enrol(url: str, nodes: int) -> None:
     """Make so many nodes."""
     numbers = iter(range(nodes))
-    with ExitStack() as stack:
-        clients = [stack.enter_context(Client(url, Result())) for _ in range(4)]
-        await asyncio.gather(*(each.enrol(numbers) for each in clients))
+    await asyncio.gather(*(Client(url, Result()).enrol(numbers) for _ in range(4)))
 
 
 async def allocate(url: str, clients: int, seconds: float) -> Result:
     """So many clients for so many seconds."""
     result = Result()
-    with ExitStack() as stack:
-        found = [stack.enter_context(Client(url, result)) for _ in range(clients)]
-        return await repeat([each.allocate for each in found], result, seconds)
+    return await repeat([Client(url, result).allocate for _ in range(clients)], result, seconds)
 
 
 def spent(pid: int) -> float:
