@@ -25,6 +25,7 @@ from tests.bench.peers import PEERS, NoPeer
 from tests.bench.results import Results, Taken
 from tests.bench.scale import Scale
 from tests.bench.targets import shown
+from tests.bench.wire import Broken
 from tests.mariadb import missing
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +71,7 @@ def take(letter: str, case: Case, scale: Scale, *, peers: bool) -> Taken:
         try:
             figures += note(peer.run(scale, letter))
             texts.append(f"*{peer.name}*: {peer.texts[letter]}")
-        except NoPeer as problem:
+        except (NoPeer, Broken, OSError) as problem:
             click.echo(f"{peer.name} is left out: {problem}", err=True)
     seconds = time.monotonic() - begun
     text = "\n\n".join(each.strip() for each in texts)
