@@ -26,10 +26,12 @@ ITEMS = 30
 BULKY = frozenset({"contents"})
 """Keys whose texts are only counted: whole files, which may hold anything."""
 
-_WORDS = r"[\w.-]*(?:token|secret|passw|passphrase|credential|cookie|authorization|api_?key|access_?key|private_?key)"
+_WORDS = r"[\w.-]*?(?:token|secret|passw|passphrase|credential|cookie|authorization|api_?key|access_?key|private_?key)"
 _NAME = re.compile(_WORDS, re.IGNORECASE | re.ASCII)
+# Each name is looked at once, from its beginning, and never given back in part: anybody may send any text.
 _IN_TEXT = re.compile(
-    rf"({_WORDS}[\w.-]*[\"']?\s*[=:]\s*)(?:\"[^\"]*\"|'[^']*'|[^\s&;,\"']+)", re.IGNORECASE | re.ASCII
+    rf"((?<![\w.-])(?={_WORDS})[\w.-]++[\"']?\s*+[=:]\s*+)(?:\"[^\"]*\"|'[^']*'|[^\s&;,\"']+)",
+    re.IGNORECASE | re.ASCII,
 )
 _USER_IN_URL = re.compile(r"(\w://)[^/\s@]+@")
 _BEARER = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]+", re.IGNORECASE)

@@ -4,16 +4,25 @@
 """The API's description: complete, committed, and true."""
 
 import re
+import secrets
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mozpool.access.matrix import RULES, Rule
+from mozpool.access.principal import Role
+from mozpool.apikit import site
+from mozpool.db import teams
 from mozpool.web import openapi
 from mozpool.web.app import bare_app
+from mozpool.web.rates import UNLIMITED
+from tests.access_support import bearer, make_token
 from tests.app_fixtures import Server
 from tests.fuzz import api
+from tests.fuzz.callers import BAD, CALLERS
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
 
@@ -124,17 +133,58 @@ def test_it_is_served_for_programs_and_for_people(imaging_server: Server) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_whatever_is_sent_is_answered_as_described():
-    """Thousands of calls made up from the description, right ones and wrong ones."""
+def test_whatever_is_sent_by_whomever_is_answered_as_described():
+    """Thousands of calls made up from the description, right ones and wrong ones, in all modes and roles."""
     seen = api.one_round(0)
-    print(f"{seen.total()} cases: {dict(seen)}")
+    print("\n".join(api.report(seen)))
     assert seen.total() >= 5000
-    assert all(seen[status] for status in (200, 204, 400, 404, 409))
+    found = api.statuses(seen)
+    assert all(found[status] for status in (200, 204, 400, 401, 403, 404, 409))
+    operations = sum(len(methods) for methods in described()["paths"].values())
+    for caller in CALLERS:
+        counts = Counter({status: times for (who, status), times in seen.items() if who == caller})
+        assert counts.total() >= operations, caller
+        is_known = caller.mode == "open" or (caller.by not in BAD and caller.role > Role.NOBODY)
+        assert (counts[200] > operations / 10) == is_known, caller
 
 
 def test_an_answer_that_is_not_as_described_is_found(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(api, "MADE_UP", 1)
-    monkeypatch.setattr(api, "MIXED", 0)
     monkeypatch.setattr("mozpool.db.devices.environments", lambda conn: [1])
     with pytest.raises(api.Wrong, match="environment/list"):
-        api.one_round(0)
+        api.one_round(0, paths="/api/environment/list/")
+
+
+@pytest.mark.parametrize(("least", "fault"), [(Role.NOBODY, "is not for them"), (Role.ADMIN, "is for them")])
+def test_a_gate_that_does_not_keep_to_the_matrix_is_found(
+    least: Role, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mozpool.web.gate.RULES", {**RULES, "mozpool.image_list": Rule(least)})
+    with pytest.raises(api.Wrong, match=f"mozpool.image_list {fault}"):
+        api.one_round(0, paths="/api/image/list/")
+
+
+def test_a_refused_call_that_changes_something_is_found(monkeypatch: pytest.MonkeyPatch):
+    def refusal(*_: object) -> str:
+        site().database.run(lambda conn: teams.add(conn, teams.values(name=secrets.token_hex())))
+        return "no"
+
+    monkeypatch.setattr("mozpool.web.gate._refusal", refusal)
+    with pytest.raises(api.Wrong, match="was refused, and changed something: INSERT INTO teams"):
+        api.one_round(0, paths="/api/image/create/")
+
+
+def test_too_many_calls_are_answered_as_described() -> None:
+    """What counts is refused before all else; what devices, other servers and monitors call does not count."""
+    with api.a_server("token", rate_limit=5) as made:
+        token = bearer(make_token(made.daemon.database, "root", "admin"))
+        assert made.get("/api/version/").status_code == 200
+        before = made.counts()
+        for route in made.app.url_map.iter_rules():
+            if not route.rule.startswith("/api/") or route.endpoint in UNLIMITED:
+                continue
+            path = re.sub(r"<[^>]+>", "1", route.rule)
+            for method in (route.methods or set()) & {"GET", "POST"}:
+                said = made.client.open(path, method=method, headers=token)
+                assert (said.status_code, said.get_json()["error"]["code"]) == (429, "too_many_calls"), path
+                assert int(said.headers["Retry-After"]) >= 1
+        assert made.counts() == before

@@ -12,6 +12,7 @@ import re
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -272,6 +273,14 @@ def test_what_has_the_name_of_a_secret_is_hidden(given: dict[str, Any], kept: di
     assert "s3cret" not in json.dumps(made)
     if kept is not None:
         assert made == kept
+
+
+@pytest.mark.parametrize("part", ["a-", "token", "token-", "a ", "x=", 'token="', "bearer ", "a://", ":", "token:  "])
+def test_no_text_takes_long(part: str) -> None:
+    """Anybody may call with any text, also without credentials: what was refused is in the audit."""
+    begun = time.process_time()
+    fit({"text": part * MOST, "items": [part * MOST] * 20, part * MOST: 1})
+    assert time.process_time() - begun < 1
 
 
 def test_details_are_short(imaging_server: Server) -> None:
