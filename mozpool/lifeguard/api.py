@@ -17,6 +17,7 @@ from flask import Response, current_app
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from mozpool import apikit
+from mozpool.access.details import words
 from mozpool.access.held import held, watched
 from mozpool.access.principal import Kind, principal
 from mozpool.apikit import Empty, EventInput, Input, Site, answer, endpoint, site
@@ -468,7 +469,7 @@ def agent_exec(name: str) -> Response:
     _check_holder(row, body)
     with _waiting(body.timeout) as seconds, _while_held(row) as end:
         who = apikit.by(body.assignee) or "an operator"
-        lifeguard().note(row, f"command by {who}: {' '.join(body.command)}"[:1000])
+        lifeguard().note(row, f"command by {who}: {' '.join(words(body.command))}"[:1000])
         result = bmm().agent_run(row, body.command, seconds, end)
     return answer({"output": result.output, "return_code": result.return_code})
 

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
+from mozpool.access import details
 from mozpool.clock import Clock
 from mozpool.config import NotifyTarget, Settings
 from mozpool.db import outbox
@@ -361,12 +361,7 @@ class Outbox:
 
 def host_of(url: str) -> str:
     """The target that a callback URL belongs to: scheme and host, without what may be secret in it."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", f":{parts.port}" if parts.port is not None else ""
-    except ValueError:
-        return "http://"
-    return outbox.target_name(f"{parts.scheme.lower()}://{f'[{host}]' if ':' in host else host}{port}")
+    return outbox.target_name(details.host_of(url))
 
 
 def _share(address: str, lanes: int) -> int:

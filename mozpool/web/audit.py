@@ -26,7 +26,7 @@ from apiflask import APIFlask
 from flask import Response, g, request
 
 from mozpool.access.audit import Auditor, noted
-from mozpool.access.details import fit, text
+from mozpool.access.details import CALLED, fit, text
 from mozpool.access.matrix import RULES
 from mozpool.access.principal import EVERYBODY, Kind, Principal, Role
 from mozpool.apikit import Site, json_body, site
@@ -138,9 +138,9 @@ def _body(said: Response) -> dict[str, Any]:
 
 
 def _details(said: Response) -> dict[str, Any]:
-    """What the call says: in its path, its query and its body."""
+    """What the call says: in its path and, of the API, in its query and its body."""
     details: dict[str, Any] = {**(request.view_args or {})}
-    if request.query_string:
+    if request.query_string and request.path.startswith("/api/"):
         details.update(request.args.to_dict(flat=True))
     details.update(_body(said))
     seen_by_other = request.headers.get(CALLER)
@@ -190,4 +190,7 @@ def _error(said: Response) -> dict[str, Any]:
 def _outcome(said: Response) -> str:
     if said.status_code < 400:
         return OK
-    return text(str(_error(said).get("message") or said.status))
+    error = _error(said)
+    if error.get("field") in CALLED:  # the message quotes it
+        return f"{error['field']} is not right"
+    return text(str(error.get("message") or said.status))

@@ -18,6 +18,7 @@ from datetime import timedelta
 from flask import Response, current_app, g, make_response, redirect, render_template, request
 
 from mozpool.access import people, tokens
+from mozpool.access.audit import note
 from mozpool.access.principal import EVERYBODY, Kind, Principal, Role
 from mozpool.access.sessions import Person
 from mozpool.apikit import site
@@ -155,6 +156,7 @@ def sign_on_return() -> Response:
     address = "/"
     try:
         kept = _under_way()
+        note(action="sign_on")
         address = signon.local(kept["next"])
         said = _signed_on(_provider_person(kept), None, address)
     except (ProviderAway, Forbidden, BadInput) as error:
