@@ -30,14 +30,14 @@ BULKY = frozenset({"contents"})
 CALLED = frozenset({"callback_url"})
 """Keys of URLs of which only scheme and host are kept: whoever knows one whole can speak in its owner's name."""
 
-_SECRET = (
+_WORD = (
     r"(?:token|secret|passw|passphrase|credential|cookie|authorization|signature"
     r"|api[_-]?key|access[_-]?key|private[_-]?key|server[_-]?key)"
 )
-_NAME = re.compile(rf"[\w.-]*{_SECRET}|(?:pass|pwd|sig)$", re.IGNORECASE | re.ASCII)
+_NAME = re.compile(rf"[\w.-]*{_WORD}|(?:pass|pwd|sig)$", re.IGNORECASE | re.ASCII)
 _QUOTED = r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'"
 _IN_TEXT = re.compile(
-    rf"(?<![\w.-])(?=[\w.-]*{_SECRET})([\w.-]++[\"']?\s*+[=:]\s*+)(?:{_QUOTED}|[^\s&;,\"']+)", re.IGNORECASE | re.ASCII
+    rf"(?<![\w.-])(?=[\w.-]*{_WORD})([\w.-]++[\"']?\s*+[=:]\s*+)(?:{_QUOTED}|[^\s&;,\"']+)", re.IGNORECASE | re.ASCII
 )
 _HEADER = re.compile(
     r"(\b(?:proxy-)?(?:authorization|(?:set-)?cookie)[\"']?\s*:\s*)(?![\s\"'])[^\"'\\]+", re.IGNORECASE | re.ASCII
@@ -52,9 +52,9 @@ _OURS = re.compile(r"\b(mozpool_\d+_)[\w-]+", re.ASCII)
 def fit(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as the audit keeps them: JSON of at most MOST characters.
 
-    Hidden is what has a name like a secret's, in objects, in queries, in headers and in command lines; user and password
-    in URLs; tokens of Mozpool's own wherever they stand; and of URLs that are called (CALLED) all behind the host.
-    What nobody can tell for a secret stays: people should give none to commands as a bare argument.
+    Hidden is what has a name like a secret's, in objects, queries, headers and command lines; user and password in
+    URLs; tokens of Mozpool's own wherever they stand; and of URLs that are called (CALLED) all behind the host. What
+    nobody can tell for a secret stays: people should give none to commands as a bare argument.
     """
     made = {_key(key): _value(str(key), value, 3) for key, value in values.items()}
     if len(json.dumps(made)) <= MOST:

@@ -10,6 +10,7 @@ a provider that hangs holds up nobody but those who sign on.
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -122,7 +123,7 @@ class Provider:
                     )
                 )
             except AuthlibBaseError as error:
-                raise Forbidden(f"the provider refused to sign you on: {_word(error.error)}") from error
+                raise Forbidden(f"the provider refused to sign you on: {_code(error.error)}") from error
             claims = self._id_token(token, nonce, deadline)
             return self._claims(claims, lambda: self._userinfo(client, claims, deadline))
 
@@ -304,7 +305,7 @@ class Provider:
         try:
             said = self._talk(get)
         except AuthlibBaseError as error:
-            raise ProviderAway(f"the provider tells nothing of you: {_word(error.error)}") from error
+            raise ProviderAway(f"the provider tells nothing of you: {_code(error.error)}") from error
         if not isinstance(said, dict) or said.get("sub") != claims["sub"]:  # Core, 5.3.2
             raise Forbidden("what the provider says of you can't be believed: it is of somebody else")
         return said
@@ -331,6 +332,12 @@ def _is_url(text: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.netloc)
+
+
+def _code(said: object) -> str:
+    """An error's code (RFC 6749, 5.2). Nothing else of a refusal is shown: it may quote our secret."""
+    text = str(said)
+    return text if re.fullmatch("[a-z_]{1,40}", text) else "with a code that can't be shown"
 
 
 def _word(said: object) -> str:

@@ -79,7 +79,8 @@ def booted_from(machine: Machine, *events: str) -> list[str]:
         f"DHCPACK(eth0) 10.99.0.11 {MAC} board1",
         f"sent {root}/lpxelinux.0 to 10.99.0.11",
         f"sent {root}/pxelinux.cfg/{BOOT_FILE} to 10.99.0.11",
-        *(f"10.99.0.11 - GET /api/device/board1/event/{event}/ 200" for event in ("mobile_init_started", *events)),
+        # It is known by the token of its boot, which that server has made.
+        *(f"10.99.0.11 board1 GET /api/device/board1/event/{event}/ 200" for event in ("mobile_init_started", *events)),
     ]
 
 
