@@ -28,9 +28,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
-from sqlalchemy import update
+from sqlalchemy import insert, update
 
-from mozpool.config import Named, Setting, Settings
+from mozpool.config import ConfigError, Named, Setting, Settings, load
 from mozpool.db import tables
 from mozpool.web.app import bare_app
 from mozpool.web.forward import HEADER
@@ -53,7 +53,7 @@ TASKCLUSTER = "t_lambda_a55"
 
 
 def secrets(*others: str) -> re.Pattern[str]:
-    """Finds a secret, or one in base64, wherever that begins in it: as "Basic" log-ins are written; and these others."""
+    """Finds a secret, or one in base64, wherever that begins in it: as "Basic" log-ins are written; and the others."""
     # The letters that what stands before and behind has a part in are left out.
     inside = []
     for before, (first, last) in enumerate(((0, 8), (2, 9), (3, 10))):
@@ -273,7 +273,6 @@ def run(site: Site, module: str, *arguments: str, **environment: str) -> str:
 COMMANDS = [
     ("mozpool.cli.db", "check"),
     ("mozpool.cli.db", "grants", "--host", "127.0.0.1"),
-    ("mozpool.cli.db", "list-images"),
     ("mozpool.cli.inventorysync",),
     ("mozpool.cli.mld", "config-check"),
     ("mozpool.cli.netboot", "check"),
@@ -282,10 +281,8 @@ COMMANDS = [
     ("mozpool.cli.server", "--test-notify", "mail"),
     ("mozpool.client.cli", "audit", "--limit", "1000", "--csv"),
     ("mozpool.client.cli", "check"),
-    ("mozpool.client.cli", "devices"),
     ("mozpool.client.cli", "log", "device1"),
     ("mozpool.client.cli", "requests"),
-    ("mozpool.client.cli", "team", "list"),
     ("mozpool.client.cli", "token", "list"),
     ("mozpool.client.cli", "token", "show"),
 ]
@@ -373,7 +370,7 @@ def test_no_secret_gets_out(site: Site, peer: Gossip, mariadb: MariaDB, tmp_path
     pid = site.daemon.pid
     said: dict[str, str] = {}
     calls = Calls(site, said)
-    others = [calls.token.rpartition("_")[2] if "_" not in calls.token[8:].partition("_")[2] else calls.token[-20:]]
+    others = [calls.token[-20:]]
 
     # Every peer is asked for something, and fails.
     add_device(site, "pdu", power="pdudaemon", options={"pdu": "pdu-1", "port": "1"})
@@ -404,12 +401,13 @@ def test_no_secret_gets_out(site: Site, peer: Gossip, mariadb: MariaDB, tmp_path
     calls.post(f"/api/token/{of_builder['id']}/revoke/", {})
 
     # As an imaging server: what is passed on to it is signed with the key.
-    site.rows_changed(f"INSERT INTO imaging_servers (fqdn) VALUES ('{peer.host}')")
-    site.rows_changed(
-        "UPDATE devices SET imaging_server_id = (SELECT id FROM imaging_servers WHERE fqdn LIKE '%%:"
-        f"{peer.host.rpartition(':')[2]}') WHERE name = 'pdu'"
+    with site.database.begin() as conn:
+        other = conn.execute(insert(tables.imaging_servers).values(fqdn=peer.host)).inserted_primary_key
+        assert other is not None
+        conn.execute(update(tables.devices).where(tables.devices.c.name == "pdu").values(imaging_server_id=other[0]))
+    passed_on = calls.post(
+        "/api/device/pdu/power-cycle/", {"pxe_config": f"{SECRET}-body"}, keep=False, **{HEADER: "1"}
     )
-    passed_on = calls.post("/api/device/pdu/power-cycle/", {"pxe_config": f"{SECRET}-body"}, keep=False, **{HEADER: "1"})
     assert "POST /api/device/pdu/power-cycle/" in passed_on.text
     said["passed on"] = passed_on.text.replace(f"{SECRET}-body", "")
 
@@ -457,42 +455,57 @@ def test_no_secret_gets_out(site: Site, peer: Gossip, mariadb: MariaDB, tmp_path
     cut_off(mariadb, f"{SECRET}-database")
     assert eventually(lambda: requests.get(ready, timeout=20).status_code == 200, 60), site.tail()
 
-    # A configuration that is wrong says so without what is secret in it.
-    wrong = tmp_path / "wrong.ini"
-    wrong.write_text(
-        f"[database]\nengine = mysql://u:{SECRET}@h:port/x\n[notify a]\nevents = device_failed\nwebhook = {SECRET}\n"
-        f"[auth]\nmode = oidc\nserver_key = {SECRET}\nserver_key_before = {SECRET} x\noidc_client_secret = {SECRET}\n"
-        f"[inventory]\nurl = {SECRET}\n"
-    )
-    said["wrong configuration"] = run(site, "mozpool.cli.server", "--config", str(wrong))
-    for name in ("engine", "webhook", "server_key", "server_key_before", "url", "oidc_issuer"):
-        assert f"{name}: " in said["wrong configuration"]
-
     # All that can be asked for, by somebody who may.
     number = made.json()["request"]["id"]
+    asked: set[str] = set()
     for rule in bare_app().url_map.iter_rules():
         if "GET" in (rule.methods or ()) and not rule.endpoint.startswith(("files.", "static")):
             for name in ("device1", "pdu", "redfish-1", "relay-1", "failed", "android"):
                 known = {"name": name, "number": str(number), "event": "x", "report": "failed"}
                 path = re.sub(r"<(?:[^<:>]+:)?([^>]+)>", lambda found: known.get(found[1], "x"), rule.rule)  # noqa: B023
-                if "power-off" not in path:
+                if "power-off" not in path and path not in asked:
+                    asked.add(path)
                     assert calls.get(path, Accept="*/*").status_code not in (401, 500), path
-    audited = calls.get("/api/audit/?limit=1000").json()["audit"]
+    audited = calls.get("/api/audit/?limit=1000").json()["entries"]
     site.stop_daemon()
     said["log"] = site.log.read_text(errors="replace")
     said["audit_log"] = (tmp_path / "audit.jsonl").read_text()
     said["sentry"] = "".join(peer.reports).replace(f"{SECRET}dsn", "")
 
     pattern = secrets(*others)
-    for place, text in said.items():
-        found = pattern.search(text)
-        assert not found, f"{place}: {text[max(0, found.start() - 300) : found.end() + 50]}"
+    found = [(place, said[place], pattern.search(said[place])) for place in said]
+    assert [f"{place}: {text[max(0, at.start() - 200) : at.end() + 40]}" for place, text, at in found if at] == []
     assert "request" in said["log"]
     assert "HOME=" in said["environments of programs"] or "PATH=" in said["environments of programs"]
-    assert {"request_device", "token_create", "agent_exec", "power_off", "sign_on"} <= {row["action"] for row in audited}
+    assert {"request_device", "token_create", "agent_exec", "power_off", "sign_on"} <= {
+        row["action"] for row in audited
+    }
     assert '"action": "agent_exec"' in said["audit_log"]
     assert '"exception"' in said["sentry"] or '"logentry"' in said["sentry"]
-    assert "mozpool_" in said["mozpool.client.cli token list"] or "root@example.com" in said["mozpool.client.cli token list"]
+    assert "root@example.com" in said["mozpool.client.cli token list"]
+
+
+@pytest.mark.parametrize(
+    "section, key, value",
+    [
+        ("database", "engine", f"mysql://u:{SECRET}@h:port/x"),
+        ("database", "engine", f"oracle://u:{SECRET}@h/x"),
+        ("auth", "server_key", SECRET),
+        ("auth", "server_key_before", f"{SECRET} {32 * 'x'}"),
+        ("inventory", "url", f"ftp://u:{SECRET}@h/"),
+        ("inventory", "url", f"http://h/?{SECRET}"),
+        ("notify a", "webhook", f"ftp://{SECRET}@h/"),
+        ("lambdatest", "access-key", SECRET),
+        ("lambdatest", "stray", f"\n{SECRET} = x"),
+    ],
+)
+def test_a_wrong_configuration_is_told_without_its_secrets(tmp_path: Path, section: str, key: str, value: str) -> None:
+    wrong = tmp_path / "wrong.ini"
+    wrong.write_text(f"[{section}]\n{key} = {value}\n")
+    with pytest.raises(ConfigError) as raised:
+        load(wrong)
+    assert f"[{section}] {key}: " in str(raised.value)
+    assert SECRET not in str(raised.value)
 
 
 def test_secrets_are_recognised_in_base64_too() -> None:

@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 from mozpool.access import people, sessions, tokens
 from mozpool.access.principal import Role
 from mozpool.config import Auth
-from mozpool.db import tables, teams, upkeep
+from mozpool.db import audit, tables, teams, upkeep
 from mozpool.db import tokens as token_rows
 from mozpool.web import signon
 from mozpool.web.app import create_app
@@ -453,6 +453,22 @@ def come_back(client: FlaskClient, address: str) -> TestResponse:
 def through(client: FlaskClient, provider: OpenIDProvider, person: str, address: str = "/") -> TestResponse:
     """Sign on somebody."""
     return come_back(client, provider.sign_on(begin(client, address), person))
+
+
+def test_what_the_provider_sent_is_in_no_link_and_not_in_the_audit(oidc_site: Server, provider: OpenIDProvider) -> None:
+    """A code that could not be redeemed is good for some time."""
+    address = provider.sign_on(begin(oidc_site.client), "linus")
+    (code,), (state,) = (parse_qs(urlsplit(address).query)[key] for key in ("code", "state"))
+    said = come_back(oidc_site.client, address)
+    assert said.status_code == 403
+    assert code not in said.text
+    through(oidc_site.client, provider, "ada", "/devices?state=ready")
+    with oidc_site.daemon.database.read() as conn:
+        good, bad = audit.newest(conn, audit.Filter(action="sign_on"), limit=10)
+    assert (bad.who, bad.status, bad.kind) == (None, 403, "nobody")
+    assert (good.who, good.status, good.kind) == ("ada@example.com", 303, "person")
+    assert code not in str(bad) and state not in str(bad)
+    assert good.details == bad.details == {}
 
 
 def test_people_sign_on_through_the_provider(oidc_site: Server, provider: OpenIDProvider) -> None:
