@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -51,6 +52,9 @@ CAPABILITIES = {
 
 WRITES = {"mozpool": ["-/srv/tftp"], "mozpool-netboot": [], "mld": []}
 
+LOGS = {"mozpool": ["mozpool"], "mozpool-netboot": [], "mld": ["mozpool"]}
+"""Where [auth] audit_log may be, below /var/log."""
+
 MOST_EXPOSED = {"mozpool": 20, "mozpool-netboot": 22, "mld": 18}
 """What systemd itself makes of it, in tenths; 10 would be bare."""
 
@@ -81,6 +85,8 @@ def test_a_service_may_do_what_it_needs_and_no_more(unit: Path) -> None:
     families = {"AF_UNIX", "AF_INET", "AF_INET6"} | (set() if unit.stem == "mld" else {"AF_NETLINK"})
     assert set(" ".join(said["RestrictAddressFamilies"]).split()) == families
     assert said["ReadWritePaths"] == WRITES[unit.stem]
+    assert said["LogsDirectory"] == LOGS[unit.stem]
+    assert said["LogsDirectoryMode"] == ["0750" for _ in LOGS[unit.stem]]
     assert int(said["UMask"][0], 8) & 0o022 == 0o022
     # hyperexecute may make code while it runs; nothing else does.
     assert said["MemoryDenyWriteExecute"] == ([] if unit.stem == "mld" else ["yes"])
@@ -99,3 +105,31 @@ def test_systemd_thinks_so_too(unit: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not [line for line in done.stderr.splitlines() if "Unknown" in line or "Failed to parse" in line]
+
+
+WITHOUT_WRITTEN_CODE = """
+import ctypes, mmap, sys
+PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
+if ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) != 0:
+    sys.exit(77)
+try:
+    mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+except PermissionError:
+    pass
+else:
+    sys.exit("it is not refused")
+import mozpool.cli.server, mozpool.cli.netboot, mozpool.web.oidc
+from joserfc import jwt
+from joserfc.jwk import ECKey, RSAKey
+for key, algorithm in ((RSAKey.generate_key(2048), "RS256"), (ECKey.generate_key("P-256"), "ES256")):
+    jwt.decode(jwt.encode({"alg": algorithm}, {"sub": "7"}, key), key)
+"""
+"""Loads all that the daemon does, and checks ID tokens, in a process that may not run what it has written."""
+
+
+def test_no_library_needs_what_memorydenywriteexecute_refuses() -> None:
+    """The kernel's own means (prctl(2), PR_SET_MDWE, Linux 6.3) in place of systemd's filter of system calls."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_WRITTEN_CODE], capture_output=True, text=True, check=False)
+    if done.returncode == 77:
+        pytest.skip("this kernel does not know PR_SET_MDWE")
+    assert done.returncode == 0, done.stderr
