@@ -130,8 +130,8 @@ def _value(key: str, value: Any, depth: int) -> Any:
     if depth == 0:
         return "…"
     if isinstance(value, Mapping):
-        items = list(value.items())[:ITEMS]
-        return {_key(name): _value(str(name), item, depth - 1) for name, item in items}
+        named = list(value.items())[:ITEMS]
+        return {_key(name): _value(str(name), item, depth - 1) for name, item in named}
     if isinstance(value, list | tuple):
         items = value[:ITEMS]
         return [_value(name, item, depth - 1) for name, item in zip(_options(items), items, strict=True)]
