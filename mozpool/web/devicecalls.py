@@ -124,8 +124,8 @@ class DeviceCalls:
         self._rule = site.settings.device_events
         self._events = lifeguard.driver.machine.reported
         self._addresses = Addresses(site.clock)
-        self._told: dict[int, float] = {}
-        """Device id → when its log was last told of a refusal (monotonic time)."""
+        self._told: dict[tuple[int, bool], float] = {}
+        """Device id, and whether a token was sent → when its log was last told of a refusal (monotonic time)."""
 
     def find(self) -> Principal | None:
         """The device, when it makes the current call; None when somebody else does, or nobody can tell.
@@ -228,8 +228,9 @@ class DeviceCalls:
         """Say in the devices' logs why a call was refused; not each time, as anybody can call."""
         now = self._site.clock.monotonic()
         for device in claim.devices:
-            if now >= self._told.get(device.id, now):
-                self._told[device.id] = now + TOLD_EVERY
+            kind = (device.id, claim.token is not None)
+            if now >= self._told.get(kind, now):
+                self._told[kind] = now + TOLD_EVERY
                 self._lifeguard.note(device, f"{claim.what} refused: {why} ([auth] device_events = {self._rule})")
 
 

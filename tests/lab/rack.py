@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import requests
 
 from mozpool.bmm import catalogue
 from mozpool.cli import newdevice
@@ -79,7 +82,7 @@ port = {port}
 {server}
 [auth]
 mode = open
-device_events = token
+device_events = {device_events}
 [paths]
 tftp_root = {tftp_root}
 image_store = {images}
@@ -103,7 +106,7 @@ LABEL mozpool
  INITRD %URL%/images/live/initrd.img
  IPAPPEND 2
  APPEND console=ttyS0,115200 quiet mitigations=off nokaslr panic=5 mozpool-device=%DEVICE% mozpool-disk=/dev/vda \
-mozpool-token=%TOKEN% mobile-imaging-url=%URL%/{stage}{more}
+{token}mobile-imaging-url=%URL%/{stage}{more}
 """
 
 RAW_KEYS = ("image_url", "sha256")
@@ -173,12 +176,14 @@ class Rack:
         state: str = "ready",
         timeouts: Mapping[str, float] | None = None,
         boot_loader: str = "lpxelinux",
+        device_events: str = "token",
     ) -> None:
         """Describe the rack. ``user``: with QEMU's own network instead of one that needs root.
 
         ``logs`` gets the boards' consoles and the logs of all programs. ``state`` is that of the devices at the
         beginning; ``timeouts`` replaces time limits of states. ``boot_loader`` is that of ``[netboot]``; QEMU's own
-        network knows only the usual one.
+        network knows only the usual one. ``device_events`` is that of ``[auth]``: boards get tokens where it is
+        ``token``.
         """
         if not 1 <= boards <= RELAYS:
             raise ValueError(f"a rack has 1 to {RELAYS} boards")
@@ -191,6 +196,7 @@ class Rack:
         self._state = state
         self._timeouts = timeouts or {}
         self._boot_loader = boot_loader
+        self._device_events = device_events
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -275,6 +281,7 @@ class Rack:
             "images": self.builds.directory,
             "mode": "dhcp",
             "boot_loader": self._boot_loader,
+            "device_events": self._device_events,
             "run_dnsmasq": "false",
             "interface": "br0",
             "timeouts": "".join(f"{name} = {seconds:g}\n" for name, seconds in self._timeouts.items()),
@@ -291,12 +298,13 @@ class Rack:
     def _fill_database(self) -> None:
         """Fill in the database as an operator does: the devices are those of the server with ``self.settings``."""
         settings = self.settings
+        token = "mozpool-token=%TOKEN% " if self._device_events == "token" else ""
         with self.database.begin() as conn:
             images.ensure_imaging_server(conn, settings.server.fqdn)
             catalogue.add_hardware_type(conn, *HARDWARE, {}, registry())
             for image in IMAGES:
                 more = " selftest-config=%URL%/scripts/hardware/virtual.json" if image.name == "self-test" else ""
-                contents = PXE_CONFIG.format(stage=f"scripts/{image.name}-second-stage.sh", more=more)
+                contents = PXE_CONFIG.format(token=token, stage=f"scripts/{image.name}-second-stage.sh", more=more)
                 catalogue.add_image(conn, image)
                 catalogue.add_pxe_config(conn, image.name, f"{image.name}, for the lab", contents, active=True)
                 catalogue.assign(conn, catalogue.assignment(conn, image.name, image.name, *HARDWARE))
@@ -356,6 +364,21 @@ class Rack:
             assert key is not None
             changes = history.latest(conn, tables.device_history, key.id, limit=1000)
         return [changes[0].from_state, *(change.to_state for change in changes)] if changes else [key.state]
+
+    def boot_token(self, name: str) -> str | None:
+        """The token of the board's boot, as long as that is under way."""
+        address = _mac(self.names.index(name) + 1).replace(":", "-")
+        try:
+            text = (self.directory / "tftp" / "pxelinux.cfg" / f"01-{address}").read_text()
+        except FileNotFoundError:
+            return None
+        found = re.search(r"mozpool-token=(\S+)", text)
+        return found[1] if found else None
+
+    def tell(self, name: str, event: str, token: str | None = None) -> int:
+        """Send an event in the board's name, from this machine: the answer's status."""
+        headers = {} if token is None else {"Mozpool-Boot-Token": token}
+        return requests.get(f"{self.url}/api/device/{name}/event/{event}/", headers=headers, timeout=30).status_code
 
     def powered_on(self, name: str) -> list[float]:
         """When the relay board was told to give the board power, by the monotonic clock."""

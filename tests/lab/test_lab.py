@@ -96,7 +96,9 @@ def holds(rack: Rack, request: Request, build: str) -> None:
     """See that the request's board runs this build from its own disk, all three partitions of it."""
     assert run(rack, request, "cat", "/system/version") == f"{build}\n"
     assert run(rack, request, "cat", f"/data/{MARKER}") == f"{build}\n"
-    assert "mobile-imaging-url" not in run(rack, request, "cat", "/proc/cmdline")
+    kernel = run(rack, request, "cat", "/proc/cmdline")
+    assert "mobile-imaging-url" not in kernel
+    assert "mozpool-token" not in kernel
 
 
 def only_cycled_power(states: Sequence[str]) -> None:
@@ -107,7 +109,12 @@ def only_cycled_power(states: Sequence[str]) -> None:
 
 def full_cycle(rack: Rack, image: str) -> None:
     """Ask for a board with an image, which is installed, proven and lent, and give it back."""
-    request = rack.client.wait_ready(ask(rack, image).id, timeout=INSTALL_LIMIT)
+    finish_cycle(rack, image, ask(rack, image))
+
+
+def finish_cycle(rack: Rack, image: str, asked: Request) -> None:
+    """The same for a request that was made just now."""
+    request = rack.client.wait_ready(asked.id, timeout=INSTALL_LIMIT)
     name = request.assigned_device
     assert name is not None
     assert in_order(["ready", "start_pxe_boot", *NETBOOT, *INSTALLING[image], *PROVING], rack.states(name))
@@ -120,7 +127,34 @@ def full_cycle(rack: Rack, image: str) -> None:
 
 
 def test_a_board_boots_from_the_network_is_installed_proven_lent_and_returned(start_rack: StartRack) -> None:
-    full_cycle(start_rack(1), "raw")
+    """It is known by the token of its boot, which it has from its kernel's command line; nobody else is heard."""
+    rack = start_rack(1)
+    asked = ask(rack, "raw")
+    token = booting(rack, "board1")
+    for event in ("mobile_init_started", "raw_rebooting"):
+        assert rack.tell("board1", event) == 401
+        assert rack.tell("board1", event, token[:-1] + "_") == 401
+    assert rack.tell("board1", "please_image", token) == 403, "not even the device may ask for something"
+    finish_cycle(rack, "raw", asked)
+    # The next boot has another one, or none as it is from the own disk.
+    rack.client.reboot("board1")
+    wait_for_state(rack, "board1", "pc_rebooting", BOOT_LIMIT)
+    assert rack.tell("board1", "mobile_init_started", token) == 401
+    said = [line.message for line in rack.client.log("board1", limit=1000)]
+    for why in ("it came without the token of the device's boot", "the token is not that of the device's current boot"):
+        assert f"event mobile_init_started refused: {why} ([auth] device_events = token)" in said
+    for event in ("mobile_init_started", *INSTALLING["raw"]):
+        assert f" board1 GET /api/device/board1/event/{event}/ 200" in (rack.logs / "server.log").read_text()
+    assert token not in str(said) + "".join(path.read_text(errors="replace") for path in rack.logs.glob("*.log"))
+
+
+def booting(rack: Rack, name: str) -> str:
+    """Wait until a board is about to boot from the network: the token of that boot."""
+    give_up = time.monotonic() + BOOT_LIMIT
+    while (token := rack.boot_token(name)) is None:
+        assert time.monotonic() < give_up, rack.states(name)
+        time.sleep(0.02)
+    return token
 
 
 @pytest.mark.long
@@ -178,8 +212,12 @@ def test_the_same_as_somebody_else_who_may_do_nothing(open_directory: Path) -> N
 def test_a_board_that_loads_ipxe_is_told_by_http_what_to_boot(start_rack: StartRack) -> None:
     if not may_have_own_network():
         pytest.skip("QEMU's own network loads pxelinux")
-    rack = start_rack(1, boot_loader="ipxe")
-    full_cycle(rack, "raw")
+    rack = start_rack(1, boot_loader="ipxe", device_events="address")
+    asked = ask(rack, "raw")
+    wait_for_state(rack, "board1", "pxe_booting", BOOT_LIMIT)
+    assert rack.tell("board1", "mobile_init_started") == 401, "it is known by its address alone"
+    finish_cycle(rack, "raw", asked)
+    assert "it came from 127.0.0.1, not from the device's address" in str(rack.client.log("board1", limit=1000))
     told = rack.boards["board1"].said().count("/ipxe/52-54-00-99-00-01... ok")
     assert told >= 2, "once for the live image, once for the own disk"
 
