@@ -25,6 +25,10 @@ FAR = 1_000_000
 """Added to the ids of sessions and tokens, so that no call that is made up ends one that is still to be used."""
 
 
+NOISE = "".join(chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0x100)))
+"""Characters that a header may have, but for spaces."""
+
+
 class By(StrEnum):
     """By what somebody is known."""
 
@@ -148,7 +152,7 @@ class People:
 
     def _garbage(self, rng: random.Random) -> Credentials:
         good = self._tokens[Role.ADMIN]
-        noise = "".join(chr(rng.randrange(33, 256)) for _ in range(rng.randrange(1, 60)))
+        noise = "".join(rng.choice(NOISE) for _ in range(rng.randrange(1, 60)))
         header = rng.choice(
             (
                 "",
