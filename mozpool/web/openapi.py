@@ -65,6 +65,8 @@ def register(app: APIFlask) -> None:
                     _complete(described, method, operation, schemas)
                     if least > Role.NOBODY:
                         described["security"] = [{"token": []}]
+                    else:
+                        del described["responses"]["401"]  # nobody is asked who they are
         spec["components"]["securitySchemes"] = {
             "token": {
                 "type": "http",
