@@ -114,7 +114,7 @@ def test_the_token_of_its_boot_shows_that_a_device_calls(lab: Callable[..., Lab]
 
 
 @pytest.mark.mysql
-def test_on_mariadb_too(lab: Callable[..., Lab], mysql_url: str) -> None:
+def test_on_mariadb_too(mysql_url: str, lab: Callable[..., Lab]) -> None:
     here = lab(mysql_url, device_events="token")
     refused(here.event(token=TOKEN[:-1]))
     assert here.event(token=TOKEN).status_code == 200
