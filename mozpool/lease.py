@@ -134,5 +134,6 @@ class _Within(Deadline):
             yield
 
     def within(self, seconds: float) -> Deadline:
-        """A deadline ``seconds`` from now that is never later than this one, nor than the lease."""
-        return _Within(self._lease, self.clock, self.remaining(seconds))
+        """A deadline ``seconds`` from now that is never later than this one, nor than the lease, however often that is
+        renewed until then."""
+        return _Within(self._lease, self.clock, super().remaining(seconds))

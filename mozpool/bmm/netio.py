@@ -38,14 +38,19 @@ class Connection:
         self._watch_over(connect(host, port, deadline, source=source), deadline)
 
     @classmethod
-    def that_speaks(cls, host: str, port: int, deadline: Deadline, every: float = NEXT_ATTEMPT) -> Self:
+    def that_speaks(
+        cls, host: str, port: int, deadline: Deadline, every: float = NEXT_ATTEMPT, *, whole: Deadline | None = None
+    ) -> Self:
         """A connection to a peer that speaks first, as soon as it has begun to. Raises PeerError.
+
+        ``whole`` is until when it is used, where ``deadline`` is for making it alone.
 
         While it is silent, one more connection is begun every so many seconds, and the first on which it speaks is
         taken: what was begun while a board was booting may hang long after the board is up.
         """
         connection = cls.__new__(cls)
-        connection._watch_over(_first_to_speak(resolve(host, port, deadline), host, deadline, every), deadline)
+        sock = _first_to_speak(resolve(host, port, deadline), host, deadline, every)
+        connection._watch_over(sock, whole or deadline)
         return connection
 
     def _watch_over(self, sock: socket.socket, deadline: Deadline) -> None:

@@ -8,23 +8,30 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from mozpool.bmm.backends.sut import SUTAgent
+from mozpool.bmm.breakoff import BreakOff
+from mozpool.bmm.cutoff import Cutoff
 from mozpool.bmm.interfaces import Agent, CommandResult, Target
+from mozpool.clock import Clock
 from mozpool.config import BMM
 from mozpool.errors import BadInput, HardwareError
 from mozpool.fakes.adbd import AdbFault
 from mozpool.fakes.sutagent import AgentFault
+from mozpool.lease import Lease
 from tests.contract.fake_peers import FakeAgent, LabAgent
 from tests.contract.peers import PROMPT, SILENCE, AgentPeer
 from tests.contract.real_peers import AdbDevice, Dripping
 
 ENOUGH = 60.0
+LEASE = 0.5
+"""Seconds for which a server may act without a further sign of life."""
 OUTPUT = "a  b it's\n"
 
 
@@ -240,6 +247,53 @@ def test_answers_that_come_one_byte_at_a_time_are_fine(lab, seconds):
     agent.verify(target, seconds(ENOUGH))
     agent.check_storage(target, seconds(ENOUGH))
     assert agent.run(target, ["echo", "a  b", "it's"], seconds(ENOUGH)) == CommandResult(OUTPUT, 0)
+
+
+@contextmanager
+def renewed_lease() -> Iterator[Lease]:
+    """A lease of half a second that a server in good health renews all the time."""
+    cutoff, over = Cutoff(), threading.Event()
+    lease = Lease(Clock(), 2 * LEASE, cutoff.after, cutoff.leash)
+
+    def renew() -> None:
+        while not over.wait(LEASE / 10):
+            lease.renew(time.monotonic())
+
+    lease.renew(time.monotonic())
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        over.set()
+        thread.join(ENOUGH)
+        cutoff.close()
+
+
+def slow_sut(request) -> tuple[Agent, Target, list[str]]:
+    board = request.getfixturevalue("start")(LabAgent(request.getfixturevalue("tmp_path") / "board"))
+    return SUTAgent(request.getfixturevalue("context")), device(sut_port=str(board.port)), ["sleep", str(3 * LEASE)]
+
+
+def slow_adb(request) -> tuple[Agent, Target, list[str]]:
+    from mozpool.bmm.backends.adb import AdbAgent
+
+    start, server = request.getfixturevalue("start"), request.getfixturevalue("adb_server")
+    slow = start(Dripping(server.port, answers=65536, thinking=3 * LEASE))
+    agent = AdbAgent(replace(request.getfixturevalue("context"), settings=BMM(adb_server=f"127.0.0.1:{slow.port}")))
+    return agent, device(serial=start(AdbDevice()).serial), ["true"]
+
+
+@pytest.mark.parametrize("slow", [slow_sut, slow_adb], ids=lambda made: made.__name__)
+@pytest.mark.parametrize("by_a_holder", [False, True])
+def test_a_command_may_take_longer_than_a_lease_that_is_renewed(request, slow, by_a_holder):
+    agent, target, command = slow(request)
+    with renewed_lease() as lease:
+        deadline = lease.acting(target.name, "command", ENOUGH)
+        began = time.monotonic()
+        result = agent.run(target, command, BreakOff().deadline(deadline) if by_a_holder else deadline)
+        assert result.return_code == 0
+        assert time.monotonic() - began >= 3 * LEASE
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

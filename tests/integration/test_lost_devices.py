@@ -120,8 +120,8 @@ class Command:
         with closing(self._listener.accept()[0]) as connection:
             connection.sendall(b"$>\x00")
             said = b""
-            while b"sleep" not in said:
-                said += connection.recv(1000)
+            while b"sleep" not in said and (more := connection.recv(1000)):
+                said += more
             self.asked.set()
             while connection.recv(1000):
                 pass

@@ -153,6 +153,19 @@ def test_a_step_of_it_ends_with_the_lease_too(clock: SimClock, lease: Lease) -> 
     assert deadline.within(5.0).expired
 
 
+def test_a_long_step_goes_on_when_the_lease_is_renewed_meanwhile(clock: SimClock, lease: Lease) -> None:
+    step = lease.acting("panda-0001", "command", 100.0).within(90.0)
+    assert step.remaining() == WHOLE
+    for _ in range(8):
+        clock.advance(10.0)
+        assert not step.expired
+        lease.renew(clock.monotonic())
+    assert step.remaining() == 10.0
+    clock.advance(10.0)
+    assert step.expired
+    assert lease.holds
+
+
 def test_a_step_of_a_step_is_never_later_than_the_whole(clock: SimClock, lease: Lease) -> None:
     deadline = lease.acting("panda-0001", "power cycle", 12.0)
     assert deadline.within(20.0).within(20.0).remaining() == 12.0

@@ -202,7 +202,7 @@ class _Conversation:
             raise HardwareError(device.name, operation, reason)
         self._whole = deadline
         # What is kept back is for _forget(); half of nearly nothing is not worth a connection.
-        self._deadline = deadline.within(deadline.remaining() - min(_FORGETTING, deadline.remaining() / 4))
+        self._deadline = deadline.within(deadline.seconds - min(_FORGETTING, deadline.seconds / 4))
         self._client = _Client(server, self._deadline)
         self.ended_badly = False
         """Whether the last failure is that a program on the device ended with another code than 0."""

@@ -261,7 +261,7 @@ class _Conversation:
             deadline = self.deadline.within(self._prompt_limit)
             # While a board boots, a connection may be taken or lost on the way long before there is an agent, and
             # would go on hanging when there is one.
-            self._connection = Connection.that_speaks(self._host, self._port, deadline)
+            self._connection = Connection.that_speaks(self._host, self._port, deadline, whole=self.deadline)
             try:
                 greeting = self._read_to_prompt(self._connection, deadline)
                 if greeting.strip():
