@@ -178,6 +178,7 @@ def test_a_token_is_made_shown_once_and_revoked(browse: Browse, closed: Pool) ->
     assert violations(page) == []
     picture(page, "token-made")
     made.get_by_role("button", name="Close").click()
+    expect(page.locator("#made-text")).to_have_text("")
     assert text not in page.content()
     row = page.locator("tr", has_text="builder-1.example.com")
     expect(row).to_contain_text("nightly <b>builds</b>")
