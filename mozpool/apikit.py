@@ -494,6 +494,7 @@ View = Callable[..., Response]
 
 REASONS = {
     302: "It belongs to another imaging server: the same call there (`Location`), with its verb kept.",
+    304: "Nothing has changed since the answer whose `ETag` the call names; without a body.",
     400: "A value is missing or cannot be right; nothing was changed.",
     401: "Nobody knows who calls, or the credentials are no good.",
     403: "Who calls may not do this, or a page of a foreign origin called.",
@@ -532,7 +533,7 @@ def endpoint(
         for code, response in responses.items():
             if int(code) >= 400:
                 response["content"] = {"application/json": {"schema": {"$ref": ERROR_REF}}}
-            else:
+            elif code == 302:
                 response["headers"] = {"Location": {"schema": {"type": "string", "format": "uri"}}}
         described = view
         if answers is None:

@@ -694,6 +694,12 @@ class BMM:
     source: str | None = setting(
         optional(IPV4), None, "The address that connections to relay boards come from; nothing: as the system chooses."
     )
+    relay_spacing: float = setting(
+        number("seconds", 0),
+        0.0,
+        "How long after one device of a relay board the next one gets power again, for supplies that cannot start "
+        "all at once.",
+    )
     fping: str = setting(PROGRAM, "fping", "The fping program.")
     pdudaemon: str = setting(
         URL_HTTP, "http://127.0.0.1:16421", "Where pdudaemon listens, for devices whose power is pdudaemon."

@@ -259,15 +259,17 @@ class Daemon:
             self.database,
             **common,  # type: ignore[arg-type]
         )
+        operations = DeviceOperations(self.bmm, links, self.database, self.clock, speed=speed)
         self.device_effects = Effects(
             self.devices,
-            DeviceOperations(self.bmm, links, self.database, self.clock, speed=speed),
+            operations,
             self.hardware,
             breaker_failures=settings.lifeguard.breaker_failures,
             breaker_probe=settings.lifeguard.breaker_probe,
             on_lane=self._lane_changed,
             before_look=self.lease.look,
             on_done=self.metrics.effect,
+            together=operations.power_cycles,
             speed=speed,
         )
         self.request_effects = Effects(
@@ -691,7 +693,7 @@ class Daemon:
         """Load what is due soon into the timers; devices that are to leave may have become free."""
         horizon = SCAN_HORIZON * self.settings.pool.scan_interval
         try:
-            self.devices.scan(horizon, jitter=jitter)
+            self.devices.scan(horizon, jitter=jitter, ahead=self.settings.pool.scan_interval)
             self.requests.scan(horizon, jitter=jitter)
         except DatabaseAway as error:
             log.warning("deadlines are not looked up: %s", error)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol
 
 from mozpool.errors import DatabaseAway, HardwareError, LaneError, MozpoolError, NotYet, OwnFault
@@ -24,6 +26,16 @@ log = logging.getLogger("mozpool.driver")
 
 FRESH = 0.5
 """Seconds within which an effect may start on the row that was just written for it, without another look."""
+
+
+@dataclass(frozen=True)
+class Part(Generic[Row]):
+    """One of several effects that are done together."""
+
+    row: Row
+    effect: Effect
+    done: Callable[[Event | None, Exception | None], None]
+    """To be told once what came of it, as :meth:`Performer.perform` would say it: an event, or what was raised."""
 
 
 class Performer(Protocol[RowIn]):
@@ -75,13 +87,15 @@ class Effects(Generic[Row]):
         on_lane: Callable[[str, str, str | None], None] = lambda lane, state, reason: None,
         before_look: Callable[[], None] = lambda: None,
         on_done: Callable[[str, str, str, float], None] = lambda kind, effect, outcome, seconds: None,
+        together: Callable[[Callable[[], Part[Row] | None]], None] | None = None,
         speed: float = 1.0,
     ) -> None:
         """A lane that fails ``breaker_failures`` times in a row is held, and probed every ``breaker_probe`` seconds.
 
         ``on_lane(lane, "ok" | "suspect" | "failed", reason)`` is told what is known of a lane. ``before_look`` is
         called in the worker's thread just before it is looked whose row an effect is for. Each time that an effect was
-        done, ``on_done(kind of row, class of the effect, what came of it, seconds)`` is called.
+        done, ``on_done(kind of row, class of the effect, what came of it, seconds)`` is called. ``together(take)`` does
+        joint effects of one lane: those that ``take()`` gives, as many as it likes, until that is None.
         """
         self._driver = driver
         self._performer = performer
@@ -91,12 +105,17 @@ class Effects(Generic[Row]):
         self._on_lane = on_lane
         self._before_look = before_look
         self._on_done = on_done
+        self._together = together
         self._speed = speed
         self._lock = threading.Lock()
         self._slots: dict[tuple[int, str], _Job] = {}
         self._channels: set[str] = set()
         """Those of bound effects."""
+        self._joint: dict[str, deque[_Job]] = {}
+        """Lane → joint effects that wait in it."""
         self._failures: dict[str, int] = {}
+        self._causes: dict[str, BaseException | None] = {}
+        """Lane → why it failed last: what several effects failed of together is one failure."""
         self._held: dict[str, list[_Job]] = {}
         driver.effects = self
 
@@ -122,7 +141,18 @@ class Effects(Generic[Row]):
             if held is not None:
                 held.append(job)
                 return
-        self._workers.submit(job.lane, lambda: self._run(job), f"{type(job.effect).__name__} of {job.name}")
+        self._submit(job)
+
+    def _submit(self, job: _Job) -> None:
+        """Have it done when its lane and a worker are free; a joint one maybe together with one before it."""
+        label, lane = f"{type(job.effect).__name__} of {job.name}", job.lane
+        together = self._together
+        if lane is None or together is None or not job.effect.joint:
+            self._workers.submit(lane, lambda: self._run(job), label)
+            return
+        with self._lock:
+            self._joint.setdefault(lane, deque()).append(job)
+        self._workers.submit(lane, lambda: self._run_joint(lane, together), label)
 
     def waits(self, row_id: int, attempt: int) -> bool:
         """Whether an effect that this attempt waits for has not started yet."""
@@ -139,39 +169,88 @@ class Effects(Generic[Row]):
         return self._slots.get((job.row_id, job.effect.channel)) is job
 
     def _run(self, job: _Job) -> None:
+        row = self._start(job)
+        if row is None:
+            return
+        event: Event | None = None
+        failed: Exception | None = None
+        begun = self._driver.clock.monotonic()
         try:
-            self._start(job)
+            event = self._performer.perform(row, job.effect)
+        except Exception as error:
+            failed = error
+        self._came_of(job, self._driver.clock.monotonic() - begun, event, failed)
+
+    def _run_joint(self, lane: str, together: Callable[[Callable[[], Part[Row] | None]], None]) -> None:
+        """Do what waits in a lane together; nothing when a turn before this one has done so."""
+        taken: list[_Job] = []
+        told: set[int] = set()
+
+        def take() -> Part[Row] | None:
+            while True:
+                with self._lock:
+                    waiting = self._joint.get(lane)
+                    if not waiting:
+                        self._joint.pop(lane, None)
+                        return None
+                    job = waiting.popleft()
+                row = self._start(job)
+                if row is not None:
+                    taken.append(job)
+                    return Part(row, job.effect, partial(done, job, self._driver.clock.monotonic()))
+
+        def done(job: _Job, begun: float, event: Event | None, failed: Exception | None) -> None:
+            told.add(id(job))
+            try:
+                self._came_of(job, self._driver.clock.monotonic() - begun, event, failed)
+            except Exception:
+                # The others must be seen to all the same.
+                log.exception("what came of %s of %s is lost", type(job.effect).__name__, job.name)
+
+        try:
+            together(take)
+        except Exception as error:
+            for job in taken:
+                if id(job) not in told:
+                    done(job, self._driver.clock.monotonic(), None, error)
+
+    def _start(self, job: _Job) -> Row | None:
+        """The row that a job is for, which is about to be done; None when it is not, or not now."""
+        try:
+            return self._admitted(job)
         except Exception:
             # A job that stayed in its slot would keep its row waiting for ever; the time limit does it again.
+            log.exception("%s of %s could not be started", type(job.effect).__name__, job.name)
             self._drop(job)
-            raise
+            return None
 
-    def _start(self, job: _Job) -> None:
+    def _admitted(self, job: _Job) -> Row | None:
         with self._lock:
             if not self._current(job):
-                return
+                return None
             held = self._held.get(job.lane) if job.lane is not None else None
             if held is not None:
                 held.append(job)
-                return
+                return None
         try:
             self._before_look()
             row = self._look_again(job)
         except DatabaseAway:
             self._again(job, 1.0)
-            return
+            return None
         if row is None or not self._driver.store.is_ours(row) or (job.effect.bound and row.attempt != job.attempt):
             self._drop(job)
-            return
+            return None
         if job.effect.bound and not job.started:
             try:
                 self._driver.effect_starts(row, job.attempt)
             except DatabaseAway:
                 self._again(job, 1.0)
-                return
+                return None
         job.started = True
+        job.runs += 1
         self._driver._checkpoint("effect")
-        self._perform(job, row)
+        return row
 
     def _look_again(self, job: _Job) -> Row | None:
         """The row as it is now; as it was last written here, for this very effect, when that was a moment ago.
@@ -184,51 +263,48 @@ class Effects(Generic[Row]):
             return row
         return self._driver.load(job.row_id)
 
-    def _perform(self, job: _Job, row: Row) -> None:
-        event: Event | None = None
-        failed: HardwareError | None = None
-        outcome = "ok"
-        job.runs += 1
-        begun = self._driver.clock.monotonic()
+    def _came_of(self, job: _Job, spent: float, event: Event | None, error: Exception | None) -> None:
+        """See to what came of a job after so many seconds: an event, or what was raised.
+
+        An error here leaves the job in no slot.
+        """
         try:
-            try:
-                event = self._performer.perform(row, job.effect)
-            finally:
-                spent = self._driver.clock.monotonic() - begun
-        except LaneError as error:
-            outcome = "lane_failed"
-            self._lane_failed(job, error)
-            failed = error
-        except OwnFault as error:
-            outcome = "own_fault"
-            self._log_failure(job, error)
-            self._again(job, 1.0)
-            return
-        except HardwareError as error:
-            outcome = "failed"
-            self._lane_answers(job.lane)
-            failed = error
-        except NotYet as wait:
-            outcome = "not_yet"
-            job.started = False  # its row's time limit counts from when it is done
-            self._again(job, wait.seconds)
-            return
-        except DatabaseAway as error:
-            outcome = "database_away"
-            log.debug("%s of %s waits: %s", type(job.effect).__name__, job.name, error)
-            self._again(job, 1.0)
-            return
-        except MozpoolError as error:
-            outcome = "failed"
-            failed = _hardware_error(job.name, job.effect, error)
-        except Exception as error:
-            outcome = "broken"
-            log.exception("%s of %s broke", type(job.effect).__name__, job.name)
-            failed = HardwareError(job.name, type(job.effect).__name__, repr(error))
-        else:
-            self._lane_answers(job.lane)
-        finally:
-            self._on_done(self._driver.store.kind, type(job.effect).__name__, outcome, spent)
+            self._see_to(job, spent, event, error)
+        except Exception:
+            self._drop(job)
+            raise
+
+    def _see_to(self, job: _Job, spent: float, event: Event | None, error: Exception | None) -> None:
+        kind = type(job.effect).__name__
+        outcome = _outcome(error)
+        self._on_done(self._driver.store.kind, kind, outcome, spent)
+        failed: HardwareError | None = None
+        match error:
+            case None:
+                self._lane_answers(job.lane)
+            case LaneError():
+                self._lane_failed(job, error)
+                failed = error
+            case OwnFault():
+                self._log_failure(job, error)
+                self._again(job, 1.0)
+                return
+            case HardwareError():
+                self._lane_answers(job.lane)
+                failed = error
+            case NotYet():
+                job.started = False  # its row's time limit counts from when it is done
+                self._again(job, error.seconds)
+                return
+            case DatabaseAway():
+                log.debug("%s of %s waits: %s", kind, job.name, error)
+                self._again(job, 1.0)
+                return
+            case MozpoolError():
+                failed = _hardware_error(job.name, job.effect, error)
+            case _:
+                log.error("%s of %s broke", kind, job.name, exc_info=error)
+                failed = HardwareError(job.name, kind, repr(error))
         attempt = job.attempt if job.effect.bound else None
         if failed is not None:
             self._log_failure(job, failed)
@@ -241,12 +317,21 @@ class Effects(Generic[Row]):
             pause = job.effect.pause / self._speed
             if not at_once and spent < pause:
                 self._deliver_later(job.row_id, job.effect, event, attempt, pause - spent)
+            elif job.effect.joint:
+                self._deliver_aside(job, event, attempt)
             else:
                 self._driver.deliver(job.row_id, event, attempt)
         elif job.effect.every is not None:
             self._again(job, job.effect.every / self._speed)
         else:
             self._drop(job)
+
+    def _deliver_aside(self, job: _Job, event: Event, attempt: int | None) -> None:
+        """Others wait for the lane, which has nothing to do with it any more."""
+        kind = self._driver.store.kind
+        self._driver.quick.submit(
+            (kind, job.row_id), lambda: self._driver.deliver(job.row_id, event, attempt), f"{event.name} of {job.name}"
+        )
 
     def _log_failure(self, job: _Job, error: HardwareError) -> None:
         """Write it into the row's log; what only repeats itself not again."""
@@ -289,7 +374,7 @@ class Effects(Generic[Row]):
             with self._lock:
                 if not self._current(job):
                     return
-            self._workers.submit(job.lane, lambda: self._run(job), f"{type(job.effect).__name__} of {job.name}")
+            self._submit(job)
 
         with self._lock:
             # The key is the slot's: one that was replaced must not take the place of the timer of its successor.
@@ -329,6 +414,7 @@ class Effects(Generic[Row]):
         if lane is None:
             return
         with self._lock:
+            self._causes.pop(lane, None)
             if not self._failures.pop(lane, 0):
                 return
         self._tell_lane(lane, "ok", None)
@@ -338,6 +424,10 @@ class Effects(Generic[Row]):
         if lane is None:
             return
         with self._lock:
+            cause = error.__cause__
+            if cause is not None and cause is self._causes.get(lane):
+                return
+            self._causes[lane] = cause
             self._failures[lane] = self._failures.get(lane, 0) + 1
             opens = self._failures[lane] >= self._failures_allowed and lane not in self._held
             if opens:
@@ -381,7 +471,7 @@ class Effects(Generic[Row]):
             with self._lock:
                 current = self._current(job)
             if current:
-                self._workers.submit(lane, lambda job=job: self._run(job), f"of {job.name}")  # type: ignore[misc]
+                self._submit(job)
 
     def retry_now(self, lanes: Sequence[str] | None = None) -> None:
         """Probe held lanes at once (a person has mended a board)."""
@@ -389,6 +479,23 @@ class Effects(Generic[Row]):
             held = [lane for lane in self._held if lanes is None or lane in lanes]
         for lane in held:
             self._workers.submit(lane, lambda lane=lane: self._probe(lane), f"probe of {lane}")  # type: ignore[misc]
+
+
+_OUTCOMES: tuple[tuple[type[Exception], str], ...] = (
+    (LaneError, "lane_failed"),
+    (OwnFault, "own_fault"),
+    (HardwareError, "failed"),
+    (NotYet, "not_yet"),
+    (DatabaseAway, "database_away"),
+    (MozpoolError, "failed"),
+)
+
+
+def _outcome(error: Exception | None) -> str:
+    """What metrics call it."""
+    if error is None:
+        return "ok"
+    return next((word for kind, word in _OUTCOMES if isinstance(error, kind)), "broken")
 
 
 def _hardware_error(name: str, effect: Effect, error: MozpoolError) -> HardwareError:

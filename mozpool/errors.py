@@ -186,3 +186,10 @@ class LeaseOver(OwnFault):
 
     def __init__(self, device: str, operation: str) -> None:
         super().__init__(device, operation, "this imaging server has lost touch with the others of its group")
+
+
+class ProviderAway(MozpoolError):
+    """The OpenID provider does not answer, or what it answers makes no sense (502)."""
+
+    status = 502
+    code = "provider_away"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, replace
 from datetime import datetime
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -107,6 +107,10 @@ class RowStore(Generic[Owned]):
     def due(self, conn: Connection, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
         """This server's rows with a deadline before ``before``."""
         return self._rows.due(conn, self._server_id, before, limit)
+
+    def ahead(self, conn: Connection, row_ids: Sequence[int]) -> Sequence[Owned]:
+        """None of them."""
+        return ()
 
     def postpone(self, conn: Connection, row_id: int, attempt: int, deadline: datetime | None) -> bool:
         """Move the deadline of an attempt."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -74,6 +74,10 @@ class Store(Protocol[Row]):
 
     def due(self, conn: Connection, before: datetime, limit: int) -> list[tuple[int, int, datetime]]:
         """(id, attempt, deadline) of this server's rows with a deadline before ``before``."""
+        ...
+
+    def ahead(self, conn: Connection, row_ids: Sequence[int]) -> Sequence[Row]:
+        """Those of these rows, which are due soon, that may be read ahead: one query costs less than one each."""
         ...
 
     def expiry(self, row: Row) -> tuple[str, datetime] | None:
@@ -582,17 +586,22 @@ class Driver(Generic[Row]):
         if (row.state_timeout - now).total_seconds() < 0.9 * limit:
             self._more_time(row, attempt, now)
 
-    def scan(self, horizon: float, *, jitter: float = 0.0, limit: int = 5000) -> int:
+    def scan(self, horizon: float, *, jitter: float = 0.0, limit: int = 5000, ahead: float = 0.0) -> int:
         """Set timers for all rows that are due within ``horizon`` seconds, and answer how many there are.
 
         The safety net under the timers, and what goes on after a restart: with ``jitter``, rows that are overdue are
-        spread over so many seconds. Raises DatabaseAway.
+        spread over so many seconds. What is due within ``ahead`` seconds is read now, so that it need not be then.
+        Raises DatabaseAway.
         """
         # What other tables add to a row (names, backends of its hardware) may change without its version.
         self._remembered.clear()
-        now = self.clock.now()
+        now, generation = self.clock.now(), self._generation
+        soon = now + timedelta(seconds=ahead)
         with self.database.read() as conn:
             found = self.store.due(conn, now + timedelta(seconds=horizon), limit)
+            rows = self.store.ahead(conn, [row_id for row_id, _, deadline in found if deadline < soon])
+        for row in rows:
+            self._remember(row.id, row, generation)
         for row_id, attempt, deadline in found:
             key = (self.store.kind, row_id)
             # One that is overdue in spite of its timer was brought forward by a server that could not say so.

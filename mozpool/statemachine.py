@@ -59,6 +59,7 @@ class Effect:
     """Something to be done in the world after the commit. Subclasses say what.
 
     ``channel`` is the slot that it takes: of each row, one effect a channel is queued, and a newer one replaces it.
+    Those that are ``joint`` and wait in the same lane are done together, as far as what is behind the lane can do that.
     ``every`` makes the effect repeat after so many seconds until it has brought an event or its attempt is over. A
     ``bound`` effect counts for its attempt only: it is dropped when the row has moved on.
     Failures of a repeated effect are logged when the reason changes, not at all when it is ``quiet``. What the lane of
@@ -67,6 +68,7 @@ class Effect:
     """
 
     channel: ClassVar[str] = "hardware"
+    joint: ClassVar[bool] = False
     every: ClassVar[float | None] = None
     bound: ClassVar[bool] = True
     quiet: ClassVar[bool] = False

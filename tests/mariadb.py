@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ def missing() -> str | None:
 class MariaDB:
     """A server over a data directory of its own. It can be stopped, killed and started again with its data."""
 
-    def __init__(self, directory: Path, *, durable: bool = False) -> None:
-        """Make the data directory below ``directory``; :meth:`start` does the rest.
+    def __init__(self, directory: Path, *, durable: bool = False, options: Sequence[str] = ()) -> None:
+        """Make the data directory below ``directory``, unless it is there; :meth:`start` does the rest.
 
         ``durable``: every commit reaches the disk before it is answered (crash tests, benchmarks); else faster.
+        ``options`` are added to the server's arguments.
         """
         self.directory = directory
         self.durable = durable
@@ -54,7 +55,9 @@ class MariaDB:
             f"--tmpdir={directory}",
             "--innodb-log-file-size=16M",
         ]
-        install(directory, self._common, self._log)
+        self._options = options
+        if not (directory / "data").exists():
+            install(directory, self._common, self._log)
         # Without this socket the port would be free until the server listens, and between a stop and a start: for
         # any other socket of this machine. It doesn't listen, so it is in nobody's way.
         self._reservation = socket.socket()
@@ -80,6 +83,7 @@ class MariaDB:
             "--max-connections=400",
             "--innodb-fast-shutdown=2" if not self.durable else "--innodb-flush-log-at-trx-commit=1",
             *([] if self.durable else fast),
+            *self._options,
         ]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

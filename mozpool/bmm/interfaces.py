@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from mozpool import config
 from mozpool.clock import Clock, Deadline
-from mozpool.errors import BadInput
+from mozpool.errors import BadInput, HardwareError
 from mozpool.lease import Lease
 
 NO_MAC = "000000000000"
@@ -73,6 +73,16 @@ class BackendContext:
     """For how long this server may act, and what ends its programs with it; None: nobody else would act."""
 
 
+@dataclass(frozen=True)
+class Cycle:
+    """A power cycle that is to be done."""
+
+    device: Target
+    deadline: Deadline
+    done: Callable[[HardwareError | None], None]
+    """To be called once: it was done, or why not."""
+
+
 class Power(ABC):
     """Cuts and restores a device's power. On and off speak of the device's power."""
 
@@ -86,6 +96,21 @@ class Power(ABC):
     @abstractmethod
     def power_cycle(self, device: Target, deadline: Deadline) -> None:
         """Cut the power, check, wait, restore it, check. Raises HardwareError, LaneError."""
+
+    def power_cycles(self, take: Callable[[], Cycle | None]) -> None:
+        """Do power cycles of devices that share a lane: as many of those that ``take`` gives as can be done together.
+
+        ``take`` may be called again and again: more may have come to wait meanwhile.
+        """
+        cycle = take()
+        if cycle is None:
+            return
+        try:
+            self.power_cycle(cycle.device, cycle.deadline)
+        except HardwareError as error:
+            cycle.done(error)
+        else:
+            cycle.done(None)
 
     @abstractmethod
     def power_off(self, device: Target, deadline: Deadline) -> None:

@@ -11,11 +11,11 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from mozpool.bmm.backends.pxe import TOKEN, render
 from mozpool.bmm.breakoff import BreakOff
-from mozpool.bmm.interfaces import CommandResult, HostedJob, HostedStatus, JobOrder, Launcher, Target
+from mozpool.bmm.interfaces import CommandResult, Cycle, HostedJob, HostedStatus, JobOrder, Launcher, Target
 from mozpool.bmm.registry import Registry
 from mozpool.clock import Clock, Deadline, Lock
 from mozpool.db import devices, images
@@ -173,6 +173,58 @@ class BMM:
         """Cut the power and restore it."""
         with self._acting(device, "power cycle", POWER_LIMIT) as deadline:
             self.registry.power(_backend(device, "power")).power_cycle(target(device), deadline)
+
+    def power_cycles(self, take: Callable[[], tuple[Device, Callable[[Exception | None], None]] | None]) -> None:
+        """The same with several devices of one lane: those that ``take`` gives, each with what is told how it ended."""
+        first = take()
+        if first is None:
+            return
+        going: dict[int, Callable[[Exception | None], None]] = {}
+
+        def next_cycle() -> Cycle | None:
+            nonlocal first
+            while (taken := first or take()) is not None:
+                first = None
+                device, done = taken
+                try:
+                    return self._cycle(device, done, going)
+                except LeaseOver as error:
+                    done(error)
+            return None
+
+        try:
+            # They share a lane, and so a backend.
+            self.registry.power(_backend(first[0], "power")).power_cycles(next_cycle)
+        except Exception as error:
+            for over in [*going.values()]:
+                over(error)
+            raise
+
+    def _cycle(
+        self,
+        device: Device,
+        done: Callable[[Exception | None], None],
+        going: dict[int, Callable[[Exception | None], None]],
+    ) -> Cycle:
+        """A power cycle within the lease, which is among those that are ``going`` on until it is over.
+
+        Raises LeaseOver.
+        """
+        stack = ExitStack()
+        deadline = stack.enter_context(self._acting(device, "power cycle", POWER_LIMIT))
+
+        def over(error: Exception | None) -> None:
+            del going[device.id]
+            try:
+                with stack:
+                    if error is not None:
+                        raise error
+            except Exception as raised:
+                error = raised
+            done(error)
+
+        going[device.id] = over
+        return Cycle(target(device), deadline, over)
 
     def power_off(self, device: Device) -> None:
         """Cut the power."""

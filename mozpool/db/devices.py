@@ -365,6 +365,14 @@ def find(conn: Connection, wanted: Filter | None = None, *, after: int = 0, limi
     return [_device(text) for text in conn.scalars(query)]
 
 
+_IN_RANGE = _SELECT.where(devices.c.id >= bindparam("first"), devices.c.id < bindparam("behind")).order_by(devices.c.id)
+
+
+def in_range(conn: Connection, first: int, behind: int) -> list[Device]:
+    """The devices with ids from ``first`` on and below ``behind``, sorted by id."""
+    return [_device(text) for text in conn.scalars(_IN_RANGE, {"first": first, "behind": behind})]
+
+
 _BY_NAME_ORDER = (stem(devices.c.name), func.length(devices.c.name), devices.c.name)
 ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
     "name": _BY_NAME_ORDER,

@@ -21,6 +21,8 @@ PROBE_INTERVAL = 1.0
 class PowerCycle(Effect):
     """Make the network boot files say what the row says, cut power, restore it: ``power_cycle_ok`` or ``…_failed``."""
 
+    joint: ClassVar[bool] = True
+
 
 @dataclass(frozen=True)
 class AgentReboot(Effect):

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from mozpool.bmm.service import BMM
 from mozpool.clock import Clock
 from mozpool.db.devices import Device
 from mozpool.db.engine import Database
+from mozpool.effects import Part
 from mozpool.errors import HardwareError
 from mozpool.lifeguard.effects import (
     AgentReboot,
@@ -109,13 +112,6 @@ class DeviceOperations:
     def perform(self, row: Device, effect: Effect) -> Event | None:
         """Do an effect. Raises HardwareError, NotYet."""
         match effect:
-            case PowerCycle():
-                if _is_for_nobody(row):
-                    return Event("not_wanted")
-                self._bmm.sync_boot(row, boots=True)
-                self._bmm.power_cycle(row)
-                self._note_reboot(row)
-                return Event("power_cycle_ok")
             case AgentReboot():
                 self._bmm.sync_boot(row, boots=True)
                 self._bmm.agent_reboot(row)
@@ -157,6 +153,31 @@ class DeviceOperations:
                 return None
             case _:
                 raise TypeError(f"no such effect: {effect!r}")
+
+    def power_cycles(self, take: Callable[[], Part[Device] | None]) -> None:
+        """Do the power cycles of one lane that ``take`` gives, together where the hardware can do that."""
+
+        def next_one() -> tuple[Device, Callable[[Exception | None], None]] | None:
+            while (part := take()) is not None:
+                if _is_for_nobody(part.row):
+                    part.done(Event("not_wanted"), None)
+                    continue
+                try:
+                    self._bmm.sync_boot(part.row, boots=True)
+                except Exception as error:
+                    part.done(None, error)
+                    continue
+                return part.row, partial(self._cycled, part)
+            return None
+
+        self._bmm.power_cycles(next_one)
+
+    def _cycled(self, part: Part[Device], failed: Exception | None) -> None:
+        if failed is not None:
+            part.done(None, failed)
+            return
+        self._note_reboot(part.row)
+        part.done(Event("power_cycle_ok"), None)
 
     def _note_reboot(self, row: Device) -> None:
         with self._lock:

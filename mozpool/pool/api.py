@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
 from math import ceil
 from typing import Any
 
@@ -24,7 +23,7 @@ from mozpool.access.held import held
 from mozpool.access.principal import Role, principal
 from mozpool.apikit import MAX_POLL, Empty, EventInput, Input, Log, LogQuery, answer, done, endpoint, site
 from mozpool.db import claims, devices, hosted_jobs, images, logs, requests, samples
-from mozpool.db.devices import Device, Rule
+from mozpool.db.devices import Rule
 from mozpool.db.hosted_jobs import Job
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_logs
@@ -33,6 +32,7 @@ from mozpool.notify.outbox import host_of
 from mozpool.pool import schemas
 from mozpool.pool.allocation import Waiting
 from mozpool.pool.criteria import ANY, Criteria
+from mozpool.pool.devicelist import DeviceListCache, device_items
 from mozpool.pool.repeats import Repeats
 from mozpool.pool.service import MozPool, NewRequest
 from mozpool.seen import take_id
@@ -45,6 +45,9 @@ SERVICE = "mozpool.pool"
 
 REPEATS = "mozpool.repeats"
 """The key of the :class:`Repeats`."""
+
+LIST = "mozpool.devicelist"
+"""The key of the :class:`DeviceListCache`."""
 
 CATEGORIES = "mozpool.categories"
 """The key of the rules by which devices have categories: LifeGuard knows them."""
@@ -134,39 +137,6 @@ def job_of(row: Request) -> Job | None:
         return hosted_jobs.of_requests(conn, [row.id]).get(row.id)
 
 
-def device_item(
-    row: Device, labels: Mapping[str, str], holder: tuple[str, datetime] | None, job: Job | None
-) -> dict[str, Any]:
-    """A device as lists show it; ``holder`` is who has it, and until when."""
-    return {
-        "id": row.id,
-        "name": row.name,
-        "fqdn": row.fqdn,
-        "address": row.address,
-        "inventory_id": row.inventory_id,
-        "mac_address": row.mac_address,
-        "imaging_server": row.imaging_server,
-        "owner": row.owner,
-        "owner_state": site().presence.state_of(row.owner_id),
-        "relay_info": row.relay_info,
-        "state": row.state,
-        "device_status": row.state,
-        "comments": row.comments,
-        "environment": row.environment,
-        "image": row.image,
-        "boot_config": row.boot_config,
-        "last_pxe_config": row.last_pxe_config,
-        "request_id": row.request_id,
-        "assignee": holder[0] if holder else None,
-        "expires": apikit.time_text(holder[1]) if holder else None,
-        "hardware_type": row.hardware_type,
-        "hardware_model": row.hardware_model,
-        "labels": dict(labels),
-        "leaving": row.leaving,
-        "job": apikit.job_info(job),
-    }
-
-
 # --- What there is ---
 
 
@@ -176,13 +146,26 @@ def version() -> Response:
     return answer({"version": __version__})
 
 
-@endpoint(blueprint, "/device/list/", answers=schemas.DeviceList, query=schemas.DeviceListQuery, errors=[400])
+@endpoint(
+    blueprint,
+    "/device/list/",
+    answers=schemas.DeviceList,
+    query=schemas.DeviceListQuery,
+    headers={"If-None-Match": "The `ETag` of an answer before: 304 as long as the list is the same."},
+    errors=[304, 400],
+)
 def device_list() -> Response:
-    """List of devices."""
+    """List of devices.
+
+    That of all devices with `details` has an `ETag`, by which a program that asks again learns at little cost that
+    nothing has changed. That an idle device was looked at again, and is well, is no change.
+    """
     query = apikit.query(schemas.DeviceListQuery)
-    filtered = bool(request.args.keys() - {"details"})
+    filtered = bool(request.args.keys() - {"details", "cache"})
+    if query.details and not filtered:
+        return _whole_list(cached=query.cache)
     with site().database.read() as conn:
-        if not query.details and not filtered:
+        if not filtered:
             return answer({"devices": devices.names(conn)})
         wanted = devices.Filter(
             state=query.state,
@@ -200,16 +183,22 @@ def device_list() -> Response:
         )
         more = None if query.limit is None else query.limit + 1
         rows = devices.find(conn, wanted, after=query.cursor, limit=more)
-        shown: list[Any]
-        if query.details:
-            labels = devices.labels_of(conn, [row.id for row in rows] if filtered else None) if rows else {}
-            held = requests.holders(conn, [row.id for row in rows if row.claim_id is not None])
-            holders = {found[0]: found[1:] for found in held}
-            running = hosted_jobs.of_devices(conn, [row.id for row in rows if row.is_hosted])
-            shown = [device_item(row, labels.get(row.id, {}), holders.get(row.id), running.get(row.id)) for row in rows]
-        else:
-            shown = [row.name for row in rows]
+        shown: Sequence[Any] = device_items(conn, rows) if query.details else [row.name for row in rows]
     return answer(apikit.page("devices", rows, query.limit, shown))
+
+
+def _whole_list(*, cached: bool) -> Response:
+    lists = current_app.extensions[LIST]
+    assert isinstance(lists, DeviceListCache)
+    found = lists.get(cached=cached)
+    if request.if_none_match.contains(found.etag):
+        said = Response(status=304)
+    else:
+        said = Response(found.body(), mimetype="application/json")
+    said.set_etag(found.etag)
+    said.cache_control.no_cache = True
+    said.cache_control.private = True
+    return said
 
 
 def _kind(category: str | None) -> tuple[Sequence[Rule], str] | None:

@@ -127,6 +127,9 @@ class DeviceListQuery(PageQuery):
     """Which devices are wanted: without any of these, all."""
 
     details: Flag = Field(False, description="Objects instead of names; any value counts.")
+    cache: Flag = Field(
+        False, description="The list of all devices with `details` may be a second old, for monitors; any value counts."
+    )
     state: str | None = None
     environment: str | None = None
     hardware_type: str | None = None

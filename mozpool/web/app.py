@@ -23,6 +23,7 @@ from mozpool.lifeguard import api as lifeguard_api
 from mozpool.lifeguard.devicemachine import RULES
 from mozpool.notify import api as notify_api
 from mozpool.pool import api as pool_api
+from mozpool.pool.devicelist import DeviceListCache
 from mozpool.pool.repeats import Repeats
 from mozpool.precedence import Precedence
 from mozpool.web import (
@@ -43,7 +44,6 @@ from mozpool.web import (
     sessionapi,
 )
 from mozpool.web.monitoring import MONITORING, QUIET, Monitoring
-from mozpool.web.oidc import Provider
 from mozpool.web.pages.base import STAMP, Fresh, Stamp
 from mozpool.web.pages.catalogue import CATALOGUE, catalogue_rows
 from mozpool.web.pages.overview import OVERVIEW, Overviews
@@ -77,6 +77,7 @@ def create_app(services: Services) -> APIFlask:
     app.extensions[pool_api.SERVICE] = services.mozpool
     app.extensions[pool_api.REPEATS] = Repeats(services.clock)
     app.extensions[pool_api.CATEGORIES] = RULES
+    app.extensions[pool_api.LIST] = DeviceListCache(site)
     app.extensions[lifeguard_api.SERVICE] = services.lifeguard
     app.extensions[lifeguard_api.HARDWARE] = services.bmm
     app.extensions[lifeguard_api.STATES] = lifeguard_api.StateCache(site)
@@ -89,6 +90,8 @@ def create_app(services: Services) -> APIFlask:
     app.extensions[PEERS] = services.peers
     app.extensions[MONITORING] = Monitoring(services, site)
     if settings.auth_mode == "oidc":
+        from mozpool.web.oidc import Provider  # its libraries take a tenth of the memory that a server needs
+
         app.extensions[PROVIDER] = Provider(settings, services.clock)
     _watch_calls(app, services)
     audit.register(app, site, services.auditor)

@@ -31,7 +31,7 @@ from joserfc.jws import JWSRegistry
 from mozpool.bmm import httpio
 from mozpool.clock import Clock, Deadline
 from mozpool.config import Settings
-from mozpool.errors import Forbidden, MozpoolError
+from mozpool.errors import Forbidden, ProviderAway
 
 LIMIT = 8.0
 """Seconds that a step may take in all."""
@@ -59,13 +59,6 @@ ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 
 LONGEST_NAME = 256
 MOST_GROUPS = 1000
-
-
-class ProviderAway(MozpoolError):
-    """The provider does not answer, or what it answers makes no sense (502)."""
-
-    status = 502
-    code = "provider_away"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from alembic import command
+from alembic.script import ScriptDirectory
 
 from mozpool import resources
 from mozpool.db import devices, ownership, requests, schema, servers
@@ -208,9 +209,10 @@ def test_it_makes_the_folder_of_an_sqlite_file(tmp_path):
 
 
 def test_it_has_one_head_and_nothing_before_4_2_1():
-    scripts = schema._scripts()
+    scripts = ScriptDirectory(str(resources.path("sql", "migrations")))
     assert scripts.get_bases() == [schema.FIRST]
-    assert len(scripts.get_heads()) == 1
+    assert scripts.get_heads() == [schema.head()]
+    assert {script.revision: script.down_revision for script in scripts.walk_revisions()} == schema._revisions()
 
 
 # -- 4.2.1

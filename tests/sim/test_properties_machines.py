@@ -462,7 +462,8 @@ class DeviceRules(RuleBasedStateMachine):
             logbook=self.logbook,
         )
         bmm = BMM(self.registry, self.database, self.clock, "10.0.0.1", "http://10.0.0.1")
-        self.effects = Effects(self.driver, DeviceOperations(bmm, self.told, self.database, self.clock), self.boards)
+        operations = DeviceOperations(bmm, self.told, self.database, self.clock)
+        self.effects = Effects(self.driver, operations, self.boards, together=operations.power_cycles)
         self.witness = Witness(self.saw)
         self.driver.observers.append(self.witness)
         self.lifeguard = LifeGuard(self.driver)

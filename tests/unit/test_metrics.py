@@ -87,6 +87,7 @@ def test_an_effect_counts_by_what_came_of_it(
             if error is not None:
                 raise error
 
+        monkeypatch.setattr(one.daemon.device_effects, "_together", None)
         monkeypatch.setattr(one.daemon.device_effects._performer, "perform", perform)
         one.daemon.devices.handle(one.device().id, "please_power_cycle")
         metrics = one.daemon.metrics

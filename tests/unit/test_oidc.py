@@ -23,10 +23,10 @@ from joserfc.jws import JWSRegistry
 
 from mozpool.clock import Clock
 from mozpool.config import Auth, Server, Settings
-from mozpool.errors import Forbidden
+from mozpool.errors import Forbidden, ProviderAway
 from mozpool.fakes.webserver import Answer, Call, Fault, Nonsense, Service, WebServer
 from mozpool.web import oidc
-from mozpool.web.oidc import Begun, Claims, Provider, ProviderAway
+from mozpool.web.oidc import Begun, Claims, Provider
 
 KEY = RSAKey.generate_key(2048, {"kid": "one", "use": "sig"})
 OTHER_KEY = RSAKey.generate_key(2048, {"kid": "one", "use": "sig"})

@@ -23,7 +23,7 @@ from mozpool.db.devices import Device
 from mozpool.db.engine import Database
 from mozpool.db.history import StateChange
 from mozpool.db.tables import device_history, device_logs
-from mozpool.effects import Effects
+from mozpool.effects import Effects, Part
 from mozpool.errors import (
     Conflict,
     DatabaseAway,
@@ -1716,6 +1716,104 @@ def test_a_board_that_fails_three_times_is_held_and_probed_until_it_answers(on_s
     rig.advance(100)
     rig.settle()
     assert len(rig.hands.probes) == 8
+
+
+def test_what_is_due_soon_is_read_ahead(on_sqlite: Rig):
+    rig = on_sqlite
+    now = rig.clock.now()
+    soon = rig.device("working", state_timeout=now + timedelta(seconds=30))
+    later = rig.device("working", state_timeout=now + timedelta(seconds=90))
+    rig.driver.scan(180.0, ahead=60.0)
+    assert rig.driver.remembered(soon) == rig.get_device(soon)
+    assert rig.driver.remembered(later) is None
+
+
+Take = Callable[[], Part[Device] | None]
+
+
+def together(rig: Rig, monkeypatch: pytest.MonkeyPatch, do: Callable[[list[Part[Device]]], None]) -> list[list[str]]:
+    """Have all work that waits for a board done together; the names of the devices of each time are noted."""
+    monkeypatch.setattr(Work, "joint", True)
+    times: list[list[str]] = []
+
+    def work(take: Take) -> None:
+        parts = []
+        while (part := take()) is not None:
+            parts.append(part)
+        if parts:
+            times.append([part.row.name for part in parts])
+            do(parts)
+
+    rig.effects = Effects(
+        rig.driver, rig.hands, rig.workers, on_lane=lambda *news: rig.told.append(news), together=work
+    )
+    return times
+
+
+def work_for_all(rig: Rig) -> list[int]:
+    """Three devices whose work has waited for their board together."""
+    gate = Gate()
+    rig.workers.submit("board-1", lambda: rig.told.append(("gate", gate().name, None)))
+    everybody = [rig.device() for _ in range(3)]
+    for device_id in everybody:
+        rig.handle(device_id, "work")
+    gate.open.set()
+    rig.settle()
+    return everybody
+
+
+def test_what_waits_for_a_board_is_done_together(on_sqlite: Rig, monkeypatch: pytest.MonkeyPatch):
+    rig = on_sqlite
+
+    def do(parts: list[Part[Device]]) -> None:
+        for part in parts:
+            part.done(Event("work_ok"), None)
+
+    times = together(rig, monkeypatch, do)
+    everybody = work_for_all(rig)
+    assert times == [["panda-0001", "panda-0002", "panda-0003"]]
+    assert {rig.state(device_id) for device_id in everybody} == {"done"}
+    assert rig.hands.did == []
+    assert not any(rig.effects.busy(device_id) for device_id in everybody)
+
+
+def test_what_several_have_failed_of_together_counts_once(on_sqlite: Rig, monkeypatch: pytest.MonkeyPatch):
+    rig = on_sqlite
+
+    def do(parts: list[Part[Device]]) -> None:
+        cause = OSError("the board said nothing")
+        for part in parts:
+            error = LaneError(part.row.name, "power cycle", "no answer", culprit="relay board 1")
+            error.__cause__ = cause
+            part.done(None, error)
+            if len(times) == 1:
+                assert rig.effects.lane_states() == {"board-1": "suspect"}
+
+    times = together(rig, monkeypatch, do)
+    work_for_all(rig)
+    assert times[0] == ["panda-0001", "panda-0002", "panda-0003"]
+    assert [state for _, state, _ in rig.told[1:]] == ["suspect", "failed"]
+    assert len(times) >= 3
+
+
+def test_whoever_is_forgotten_when_it_breaks_has_failed(
+    on_sqlite: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    rig = on_sqlite
+
+    def do(parts: list[Part[Device]]) -> None:
+        parts[0].done(Event("work_ok"), None)
+        raise ZeroDivisionError
+
+    together(rig, monkeypatch, do)
+    first, *others = work_for_all(rig)
+    assert rig.state(first) == "done"
+    assert "Work of panda-0002 broke" in caplog.messages
+    for device_id in others:
+        assert not rig.effects.busy(device_id)
+    rig.advance(1)  # the pause after a failure
+    rig.settle()
+    assert rig.state(others[0]) == "done"  # it was the first the next time
 
 
 def test_the_failures_of_all_devices_of_a_board_count(on_sqlite: Rig):

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mozpool.bmm.interfaces import BackendContext, Power, Target
+from mozpool.bmm.interfaces import BackendContext, Cycle, Power, Target
 from mozpool.bmm.netio import Connection, PeerError
-from mozpool.clock import Deadline
+from mozpool.clock import Clock, Deadline
 from mozpool.errors import BadInput, HardwareError, LaneError
 
 DEFAULT_PORT = 2101
@@ -27,6 +28,16 @@ RECOVERY = 1.0
 
 OFF_TIME = 1.0
 """Seconds that a device stays without power in a power cycle."""
+
+JOINING = 5.0
+"""Seconds within which more power cycles join those that go on: their results wait for the end of the connection, and
+others for the board."""
+
+MOST = 32
+"""Power cycles in one connection: a board has no more relays."""
+
+LOOK = 0.02
+"""Seconds between two looks whether more wait."""
 
 _PREFIX = 254
 _COMMUNICATION_TEST = 33
@@ -38,6 +49,8 @@ _DONE = 85
 LISTENING = 0.25
 """Seconds after the last answer of a connection in which a board must not say more: after an answer too many, each
 answer would be taken for that of the next command, and the last one's own comes last."""
+
+DARK = "; the device may be without power"
 
 _BOARD = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 _RELAY = re.compile(r"(?P<board>.+):bank(?P<bank>[1-4]):relay(?P<relay>[1-8])")
@@ -112,6 +125,7 @@ class ProXRPower(Power):
         self._recovery = RECOVERY / context.speed
         self._off_time = OFF_TIME / context.speed
         self._listening = LISTENING / context.speed
+        self._spacing = context.settings.relay_spacing / context.speed
         self._source = context.settings.source
         self._lines: dict[Board, _Line] = {}
         self._lock = threading.Lock()
@@ -127,6 +141,30 @@ class ProXRPower(Power):
             board.switch(relay, power=False)
             self._clock.sleep(deadline.remaining(self._off_time))
             board.switch(relay, power=True)
+
+    def power_cycles(self, take: Callable[[], Cycle | None]) -> None:
+        """Cycles of one board in one connection: while a device is without power, others are switched.
+
+        What comes to wait meanwhile joins in, for some seconds. Only when the board has said nothing too much at the
+        end is it told what came of each: see :data:`LISTENING`.
+        """
+        first = take()
+        if first is None:
+            return
+        try:
+            board = _relay_of(first.device, "power cycle").board
+        except HardwareError as error:
+            first.done(error)
+            return
+        round_ = _Round(self._clock, self._off_time, self._spacing, first, take)
+        failure: PeerError | None = None
+        try:
+            with self._connect(board, first.device.name, "power cycle", first.deadline) as talk:
+                round_.run(talk)
+        except LaneError as error:
+            assert isinstance(error.__cause__, PeerError)
+            failure = error.__cause__
+        round_.tell(board, failure)
 
     def power_off(self, device: Target, deadline: Deadline) -> None:
         """Cut the power and read the relay back. Raises HardwareError, LaneError."""
@@ -191,6 +229,96 @@ class _Line:
         """Monotonic time from which the board takes a connection."""
 
 
+@dataclass
+class _Going:
+    """A power cycle that goes on."""
+
+    cycle: Cycle
+    relay: RelayInfo
+    restore_at: float = 0.0
+    """Monotonic time."""
+    is_off: bool = False
+    """Whether the device may be without power."""
+    failed: HardwareError | None = None
+
+
+class _Round:
+    """Power cycles in one connection."""
+
+    def __init__(
+        self, clock: Clock, off_time: float, spacing: float, first: Cycle, take: Callable[[], Cycle | None]
+    ) -> None:
+        self._clock = clock
+        self._off_time = off_time
+        self._spacing = spacing
+        self._next_start = clock.monotonic()
+        """When the next device may get its power back (monotonic time)."""
+        self._first: Cycle | None = first
+        self._take = take
+        self._last_call = clock.monotonic() + JOINING
+        self._off: deque[_Going] = deque()
+        """Those without power, the one that is due first in front."""
+        self._all: list[_Going] = []
+
+    def run(self, talk: _Conversation) -> None:
+        """Do them. Raises PeerError."""
+        while True:
+            now = self._clock.monotonic()
+            if self._off and max(self._off[0].restore_at, self._next_start) <= now:
+                self._switch(talk, self._off.popleft(), power=True)
+                self._next_start = self._clock.monotonic() + self._spacing
+            elif (going := self._next(now)) is not None:
+                self._switch(talk, going, power=False)
+                if going.failed is None:
+                    going.restore_at = self._clock.monotonic() + self._off_time
+                    self._off.append(going)
+            elif self._off:
+                self._clock.sleep(min(LOOK, max(self._off[0].restore_at, self._next_start) - now))
+            else:
+                break
+        talk.finish()
+
+    def _next(self, now: float) -> _Going | None:
+        """The next one to begin with, if one waits."""
+        while True:
+            may_join = now < self._last_call and len(self._all) < MOST
+            cycle, self._first = self._first or (self._take() if may_join else None), None
+            if cycle is None:
+                return None
+            try:
+                going = _Going(cycle, _relay_of(cycle.device, "power cycle"))
+            except HardwareError as error:
+                cycle.done(error)
+                continue
+            self._all.append(going)
+            return going
+
+    def _switch(self, talk: _Conversation, going: _Going, *, power: bool) -> None:
+        """Raises PeerError."""
+        going.is_off = True
+        talk.turn_to(going.cycle.device.name, going.cycle.deadline)
+        try:
+            talk.switch(going.relay, power=power)
+        except HardwareError as error:
+            going.failed = error
+        going.is_off = not power or going.failed is not None
+
+    def tell(self, board: Board, failure: PeerError | None) -> None:
+        """Tell what came of each; ``failure`` is why the connection came to a bad end."""
+        for going in self._all:
+            error = going.failed
+            if failure is not None and error is None:
+                dark = DARK if going.is_off else ""
+                name = going.cycle.device.name
+                error = LaneError(name, "power cycle", f"{failure}{dark}", culprit=f"relay board {board}")
+                error.__cause__ = failure
+            going.cycle.done(error)
+        if self._first is not None and failure is not None:  # it did not come to a connection
+            lost = LaneError(self._first.device.name, "power cycle", str(failure), culprit=f"relay board {board}")
+            lost.__cause__ = failure
+            self._first.done(lost)
+
+
 class _Conversation:
     """The commands of one connection. Any relay of the board can be used in any order."""
 
@@ -204,6 +332,10 @@ class _Conversation:
         self.aftermath = ""
         """What a failure from here on leaves behind, for the end of its message."""
 
+    def turn_to(self, device: str, deadline: Deadline) -> None:
+        """The next commands are for this device, and must be over by then."""
+        self._device, self._deadline = device, deadline
+
     def test(self) -> None:
         """Two-way communication test. Raises PeerError."""
         self._command(bytes((_PREFIX, _COMMUNICATION_TEST)), "the communication test", (_DONE,))
@@ -212,7 +344,7 @@ class _Conversation:
         """Give the device on ``relay`` power or take it, and read back. Raises PeerError, HardwareError."""
         first = _RELAY_OFF if power else _RELAY_ON
         if not power:
-            self.aftermath = "; the device may be without power"
+            self.aftermath = DARK
         command = bytes((_PREFIX, first + relay.relay - 1, relay.bank))
         self._command(command, f"the command to switch {_power(power)}", (_DONE,))
         if self.has_power(relay) is not power:

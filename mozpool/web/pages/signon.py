@@ -14,6 +14,7 @@ import hmac
 import json
 import logging
 from datetime import timedelta
+from typing import TYPE_CHECKING, cast
 
 from flask import Response, current_app, g, make_response, redirect, render_template, request
 
@@ -23,10 +24,12 @@ from mozpool.access.principal import EVERYBODY, Kind, Principal, Role
 from mozpool.access.sessions import Person
 from mozpool.apikit import site
 from mozpool.db import sessions, teams
-from mozpool.errors import BadInput, Forbidden, MozpoolError, TooManyCalls, Unauthorized
+from mozpool.errors import BadInput, Forbidden, MozpoolError, ProviderAway, TooManyCalls, Unauthorized
 from mozpool.web import bearer, gate, origins, signon
-from mozpool.web.oidc import Provider, ProviderAway
 from mozpool.web.pages.base import blueprint
+
+if TYPE_CHECKING:
+    from mozpool.web.oidc import Provider
 
 log = logging.getLogger("mozpool.web")
 
@@ -44,9 +47,7 @@ def provider() -> Provider:
     """The pool's provider. Raises Forbidden when it has none."""
     if site().settings.auth_mode != "oidc":
         raise Forbidden("people do not sign on through a provider here: [auth] mode is not oidc")
-    found = current_app.extensions[PROVIDER]
-    assert isinstance(found, Provider)
-    return found
+    return cast("Provider", current_app.extensions[PROVIDER])
 
 
 def _page(status: int = 200, wrong: MozpoolError | None = None, address: str = "/") -> Response:
