@@ -466,9 +466,9 @@ class Server:
     rate_limit: int = setting(
         integer(0, 1_000_000),
         0,
-        "How many API calls and pages one address (IPv6: one /64 network) may ask for a minute; a fifth of them may "
-        "come at once. What is beyond is answered 429. Boards' own calls, files, health checks and metrics do not "
-        "count. 0: no limit.",
+        "How many API calls and pages one token, or without a token one address (IPv6: one /64 network), may ask for a "
+        "minute; a fifth of them may come at once. What is beyond is answered 429. Boards' own calls, files, health "
+        "checks and metrics do not count. 0: no limit.",
     )
     hsts: int = setting(
         integer(0, 63_072_000),

@@ -15,9 +15,13 @@ import pytest
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens at the moment."""
+    """A port on which nobody listens at the moment, nor has a connection, on any address.
+
+    Not only of 127.0.0.1: a program that listens on all addresses is refused a port that a connection of 127.0.0.7 had
+    half a minute ago.
+    """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         port: int = probe.getsockname()[1]
         return port
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 import subprocess
 import threading
@@ -23,6 +22,8 @@ from typing import Any
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP as SMTPServer
 from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword, Session
+
+from tests.processes import free_port
 
 
 @dataclass
@@ -166,7 +167,7 @@ def mail_server(
     controller = Controller(
         box,
         hostname="127.0.0.1",
-        port=port or _free_port(),
+        port=port or free_port(),
         ssl_context=context if at_once else None,
         tls_context=None if at_once else context,
         require_starttls=context is not None and not at_once,
@@ -180,13 +181,6 @@ def mail_server(
         yield box
     finally:
         controller.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def certificate(directory: Path, name: str = "127.0.0.1") -> tuple[Path, ssl.SSLContext]:

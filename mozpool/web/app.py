@@ -96,11 +96,13 @@ def create_app(services: Services) -> APIFlask:
     _watch_calls(app, services)
     audit.register(app, site, services.auditor)
     headers.register(app, settings.server.hsts)
-    rates.register(app, Rates(services.clock, settings.server.rate_limit))
+    limit = Rates(services.clock, settings.server.rate_limit)
+    rates.register(app, limit, gated=settings.auth_mode != "open")
     origins.register(app, site)
     servers.register(app, settings, services.clock)
     devicecalls.register(app, site, services.lifeguard)
     gate.register(app, site)
+    rates.register_tokens(app, limit)
     app.wsgi_app = _preceding(app.wsgi_app, services.precedence)  # type: ignore[method-assign, assignment]
     return app
 

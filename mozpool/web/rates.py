@@ -11,6 +11,7 @@ from apiflask import APIFlask
 from flask import request
 
 from mozpool.access.addresses import caller
+from mozpool.access.principal import Kind, principal
 from mozpool.clock import Clock
 from mozpool.errors import TooManyCalls
 
@@ -72,14 +73,42 @@ class Rates:
             self._earned = {}
 
 
-def register(app: APIFlask, rates: Rates) -> None:
-    """Refuse calls of addresses that call more often than ``rates`` lets them."""
+def register(app: APIFlask, rates: Rates, gated: bool) -> None:
+    """Refuse calls of addresses that call more often than ``rates`` lets them.
+
+    Where there is a gate behind it, calls with credentials are left to :func:`register_tokens`: many that share an
+    address have a token each.
+    """
 
     @app.before_request
     def count() -> None:
-        if request.endpoint in UNLIMITED:
-            return
-        who = caller(request.remote_addr or "")
-        seconds = rates.take(who)
-        if seconds is not None:
-            raise TooManyCalls(f"{who} calls too often: try again in {seconds:.1f} s", seconds)
+        if request.endpoint not in UNLIMITED and not (gated and _credentials()):
+            _count(rates)
+
+
+def register_tokens(app: APIFlask, rates: Rates) -> None:
+    """Refuse calls by tokens that are used more often than ``rates`` lets them, wherever from; comes behind the gate.
+
+    Credentials that are no good do not come this far: :mod:`mozpool.access.brake` slows down who sends them. Calls that
+    imaging servers pass on to each other are their makers'.
+    """
+
+    @app.before_request
+    def count_token() -> None:
+        if request.endpoint not in UNLIMITED and _credentials() and principal().kind is not Kind.SERVER:
+            _count(rates)
+
+
+def _credentials() -> bool:
+    return "Authorization" in request.headers
+
+
+def _count(rates: Rates) -> None:
+    """Count the current call for the token by which it comes, or for its address. Raises TooManyCalls."""
+    who = principal()
+    key = name = caller(request.remote_addr or "")
+    if who.credential is not None:
+        key, name = f"token {who.credential}", f"{who.name}, by token {who.credential},"
+    seconds = rates.take(key)
+    if seconds is not None:
+        raise TooManyCalls(f"{name} calls too often: try again in {seconds:.1f} s", seconds)

@@ -57,11 +57,11 @@ PAYLOADS: dict[str, tuple[str, ...]] = {
         "nobody\N{MODIFIER LETTER APOSTROPHE} OR 1=1",
     ),
     "template": (
-        "{{7191*7}}",
+        "{{719171*7777771}}",
         "{% for x in (1,) %}zq{{ x }}zq{% endfor %}",
-        "${7191*7}",
-        "#{7191*7}",
-        "{{config.items()}}{{7191*7}}",
+        "${719171*7777771}",
+        "#{719171*7777771}",
+        "{{config.items()}}{{719171*7777771}}",
         "%(message)s %s %d {0} {message.__class__}",
     ),
     "markup": (
@@ -217,7 +217,7 @@ class Attack:
         text = said.get_data().decode("utf-8", "replace")
         assert SECRET not in text, place
         assert "root:x:0:0" not in text, place
-        assert "50337" not in text, place
+        assert "5593547347841" not in text, place
         assert "zq1zq" not in text, place
         if said.mimetype == "text/html":
             assert not Page(text).runs, f"{place} {Page(text).runs}"

@@ -177,7 +177,9 @@ def test_too_many_calls_are_answered_as_described() -> None:
     """What counts is refused before all else; what devices, other servers and monitors call does not count."""
     with api.a_server("token", rate_limit=5) as made:
         token = bearer(make_token(made.daemon.database, "root", "admin"))
+        # Calls for which nobody is asked who they are count for the address, the others for the token.
         assert made.get("/api/version/").status_code == 200
+        assert made.get("/api/device/list/", headers=token).status_code == 200
         before = made.counts()
         for route in made.app.url_map.iter_rules():
             if not route.rule.startswith("/api/") or route.endpoint in UNLIMITED:

@@ -5,7 +5,6 @@
 
 import json
 import random
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from mozpool.bmm.backends.pxe import file_name
 from mozpool.db import servers, tables
 from mozpool.errors import DatabaseAway
 from tests.app_fixtures import NO_RELAY, OTHER, OWN, Server, add_relay_board, server
+from tests.processes import free_port
 
 # --- Events and states ---
 
@@ -541,9 +541,7 @@ def test_unknown_devices_are_not_found(imaging_server: Server) -> None:
 @pytest.fixture
 def rack(database_url: str, tmp_path: Path) -> Iterator[Server]:
     """A server whose three devices are simulated boards that never fail."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     never = dict.fromkeys(("boot", "download", "extract", "reboot", "ping", "selftest"), 0.0)
     testing = {"run_fakes": True, "seed": 1, **{f"fake_{name}_failure": chance for name, chance in never.items()}}
     with server(database_url, tmp_path, testing=testing) as simulated:

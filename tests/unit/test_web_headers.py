@@ -15,6 +15,7 @@ from werkzeug.routing import Rule
 from werkzeug.wrappers import Response
 
 from mozpool.web.rates import UNLIMITED
+from tests.access_support import bearer, make_token
 from tests.app_fixtures import Server, server
 
 
@@ -175,6 +176,47 @@ def test_boards_and_monitors_are_never_told_to_wait(sqlite_url: str, tmp_path: P
             for _ in range(3):
                 with made.get(path) as said:
                     assert said.status_code in (200, 503), path  # this server has not been started, so is not ready
+
+
+def test_each_token_has_a_limit_of_its_own(sqlite_url: str, tmp_path: Path) -> None:
+    """Wherever it is used from, and however many others share its address."""
+
+    def status(headers: dict[str, str], last: int = 1) -> int:
+        addresses = {"REMOTE_ADDR": f"192.0.2.{last}"}
+        return made.get("/api/device/list/", headers=headers, environ_base=addresses).status_code
+
+    with server(sqlite_url, tmp_path, server={"rate_limit": 60}, auth={"mode": "token", "anonymous": "viewer"}) as made:
+        mine, other = (
+            bearer(make_token(made.daemon.database, f"{name}@example.com", "user")) for name in ("me", "you")
+        )
+        statuses = [status(mine, last) for last in range(1, 21)]
+        assert statuses.count(200) in (12, 13)
+        assert statuses[-1] == 429
+        said = made.post("/api/device/any/request/", {}, headers=mine)
+        assert (said.status_code, said.headers["Retry-After"]) == (429, "1")
+        assert "me@example.com, by token 1, calls too often" in said.get_json()["error"]["message"]
+        assert status(other) == status({}) == 200
+        while status({}) != 429:
+            pass
+        assert status(other) == 200
+
+
+def test_bad_tokens_are_slowed_down_by_address(sqlite_url: str, tmp_path: Path) -> None:
+    with server(sqlite_url, tmp_path, server={"rate_limit": 60}, auth={"mode": "token"}) as made:
+        statuses = [
+            made.get("/api/device/list/", headers=bearer(f"mozpool_{number}_nonsense")).status_code
+            for number in range(30)
+        ]
+        assert set(statuses[:20]) == {401}
+        assert statuses[-1] == 429
+
+
+def test_in_mode_open_credentials_change_nothing(sqlite_url: str, tmp_path: Path) -> None:
+    with server(sqlite_url, tmp_path, server={"rate_limit": 60}) as made:
+        statuses = [
+            made.get("/api/version/", headers=bearer(f"mozpool_{number}_nonsense")).status_code for number in range(20)
+        ]
+        assert statuses[-1] == 429
 
 
 def test_what_is_not_limited_is_there(site: Server) -> None:
