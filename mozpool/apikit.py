@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,12 +22,12 @@ from urllib.parse import quote
 
 from apiflask import APIBlueprint
 from flask import Response, current_app, g, has_request_context, request
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from mozpool.access.audit import note
+from mozpool.access.notes import note
 from mozpool.access.principal import principal
 from mozpool.clock import Clock
 from mozpool.config import Settings
@@ -46,12 +45,6 @@ MAX_BODY = 1024 * 1024
 
 MAX_TEXT = 60_000
 """Bytes of a boot config, or of an event: somewhat less than a TEXT column holds."""
-
-MAX_COLUMN = 65_535
-"""Bytes that a TEXT column holds."""
-
-MAX_LABELS = 16_000
-"""Characters of a set of labels as JSON."""
 
 MAX_SECONDS = 10 * 365 * 86400
 """The longest duration that can be asked for."""
@@ -206,19 +199,6 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-def _storable(labels: dict[str, str]) -> dict[str, str]:
-    if len(json.dumps(labels)) > MAX_LABELS:
-        raise ValueError(f"they take more than {MAX_LABELS} characters")
-    alike: dict[str, str] = {}
-    for name in labels:
-        # MySQL takes such names for one, and a device has each once.
-        plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
-        other = alike.setdefault(plain.casefold().rstrip(" "), name)
-        if other != name:
-            raise ValueError(f"{other!r} and {name!r} can be mixed up")
-    return labels
-
-
 def _flag(value: Any) -> bool:
     return True
 
@@ -230,15 +210,6 @@ Whole = Annotated[int, BeforeValidator(_no_bool)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=32)]
 Flag = Annotated[bool, BeforeValidator(_flag), Field(json_schema_extra={"type": "string"})]
 """A key of a query that counts with any value."""
-
-Labels = Annotated[
-    dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^=]+$")],
-        Annotated[str, StringConstraints(max_length=190)],
-    ],
-    Field(max_length=64),
-    AfterValidator(_storable),
-]
 
 
 MOST_LINES = 100_000

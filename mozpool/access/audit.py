@@ -28,7 +28,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flask import g
 from sqlalchemy.exc import DBAPIError
 
 from mozpool.access.details import fit
@@ -352,38 +351,3 @@ def _user() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
-
-
-# What views know better of the current call
-
-
-@dataclass
-class Note:
-    """What a view has said of its own call."""
-
-    action: str | None = None
-    target: str | None = None
-    who: str | None = None
-    details: dict[str, Any] | None = None
-
-
-def noted() -> Note | None:
-    """What has been said of the current call."""
-    found = g.get("audit_note")
-    return found if isinstance(found, Note) else None
-
-
-def note(target: str | None = None, *, action: str | None = None, who: str | None = None, **details: Any) -> None:
-    """Say what the current call is really about; the last word counts.
-
-    ``action``: this call is audited although it would not be by itself, such as the end of a sign-on. ``who``: of a
-    call that makes somebody known.
-    """
-    made = noted()
-    if made is None:
-        made = g.audit_note = Note()
-    made.target = target or made.target
-    made.action = action or made.action
-    made.who = who or made.who
-    if details:
-        made.details = {**(made.details or {}), **details}

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from flask import g
-
 from mozpool.db.teams import Team
 
 __all__ = ["EVERYBODY", "Kind", "Principal", "Role", "Team", "principal"]
@@ -81,6 +79,8 @@ EVERYBODY = Principal(Kind.OPEN, Role.ADMIN)
 
 def principal() -> Principal:
     """Who makes the current call."""
+    from flask import g  # commands, which know roles too, do without
+
     found = g.get("principal", EVERYBODY)
     assert isinstance(found, Principal)
     return found

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
-from mozpool.apikit import MAX_COLUMN
 from mozpool.bmm.registry import BUILT_IN, Registry
 from mozpool.db import devices, images, uses
 from mozpool.db.devices import DeviceName
 from mozpool.db.images import HardwareType, Image, PxeConfig
+from mozpool.db.tables import MAX_COLUMN
 from mozpool.errors import BadInput, Conflict, MozpoolError, NotFound
 
 PLACEHOLDERS: Mapping[str, str] = {

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
-from mozpool.apikit import MAX_COLUMN, MAX_TEXT, Flag, Input, Labels, Name
+from mozpool.apikit import MAX_TEXT, Flag, Input, Name
+from mozpool.bmm.labels import Labels
+from mozpool.db.tables import MAX_COLUMN
 
 
 class PowerCycleBody(Input):

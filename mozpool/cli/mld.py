@@ -23,7 +23,7 @@ from mozpool.bmm.backends.lambdatest import LambdaTestLauncher
 from mozpool.bmm.interfaces import BackendContext
 from mozpool.bmm.projects import Projects, ProjectsError
 from mozpool.cli.common import Commands, must_be_up_to_date, open_database, table, yes_or_no
-from mozpool.cli.server import configure_logging, serve
+from mozpool.cli.logs import configure_logging
 from mozpool.client import errors
 from mozpool.client.api import ANY, Client, default_assignee
 from mozpool.client.models import Request
@@ -103,6 +103,8 @@ def run(ctx: click.Context, debug: bool, config_file: str | None) -> None:
 
 
 def _run(config_file: str | None, debug: bool) -> None:
+    from mozpool.cli.server import serve  # all of the server, which no other command needs
+
     settings = load(config_file)
     settings = replace(settings, lambdatest=replace(settings.lambdatest, enabled=True))
     configure_logging(settings)

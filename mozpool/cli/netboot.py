@@ -21,7 +21,7 @@ from mozpool.bmm.netboot import dnsmasq, service, tftproot
 from mozpool.bmm.netboot.boards import Addresses, Board, boards_of
 from mozpool.bmm.netboot.service import NetbootService
 from mozpool.cli.common import Commands, is_missing
-from mozpool.cli.server import configure_logging
+from mozpool.cli.logs import configure_logging
 from mozpool.clock import Clock
 from mozpool.config import Settings, load
 from mozpool.db import images

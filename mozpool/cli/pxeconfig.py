@@ -13,12 +13,12 @@ from typing import Any, BinaryIO, TypeVar
 import click
 
 from mozpool import __version__
-from mozpool.apikit import MAX_COLUMN
 from mozpool.bmm import catalogue
 from mozpool.cli.common import Commands, change, named, table, todays_database, yes_or_no
 from mozpool.config import Settings
 from mozpool.db import images
 from mozpool.db.engine import Database
+from mozpool.db.tables import MAX_COLUMN
 from mozpool.errors import BadInput
 
 F = TypeVar("F", bound=Callable[..., Any])

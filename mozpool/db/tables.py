@@ -32,6 +32,9 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.schema import conv
 
+MAX_COLUMN = 65_535
+"""Bytes that a TEXT column holds."""
+
 naming = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",

@@ -18,8 +18,8 @@ from flask import Response, current_app, request
 from sqlalchemy import Connection
 
 from mozpool import __version__, apikit
-from mozpool.access.audit import note
 from mozpool.access.held import held
+from mozpool.access.notes import note
 from mozpool.access.principal import Role, principal
 from mozpool.apikit import MAX_POLL, Empty, EventInput, Input, Log, LogQuery, answer, done, endpoint, site
 from mozpool.db import claims, devices, hosted_jobs, images, logs, requests, samples

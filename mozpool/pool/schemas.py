@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, StringConstraints
 
-from mozpool.apikit import MAX_POLL, MAX_SECONDS, Flag, Input, JobInfo, Labels, LogLine, Name, PageQuery, Seconds, Whole
+from mozpool.apikit import MAX_POLL, MAX_SECONDS, Flag, Input, JobInfo, LogLine, Name, PageQuery, Seconds, Whole
+from mozpool.bmm.labels import Labels
 
 PRIORITIES = 1_000_000
 """Priorities go so far from 0 in both directions."""

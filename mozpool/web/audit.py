@@ -25,9 +25,10 @@ from typing import Any
 from apiflask import APIFlask
 from flask import Response, g, request
 
-from mozpool.access.audit import Auditor, noted
+from mozpool.access.audit import Auditor
 from mozpool.access.details import CALLED, fit, text
 from mozpool.access.matrix import RULES
+from mozpool.access.notes import noted
 from mozpool.access.principal import EVERYBODY, Kind, Principal, Role
 from mozpool.apikit import Site, json_body, site
 from mozpool.db.audit import OK, Entry

@@ -31,7 +31,7 @@ from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
 from mozpool.apikit import OPERATION
-from mozpool.cli.server import FORMAT
+from mozpool.cli.logs import FORMAT
 from mozpool.db import tables
 from mozpool.logbook import OneLineEach
 from tests.app_fixtures import Server, add_relay_board, server

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from mozpool.cli.server import Syslog, configure_logging, main, openness
+from mozpool.cli.logs import Syslog, configure_logging
+from mozpool.cli.server import main, openness
 from mozpool.config import SYSTEM_FILE, Auth, Server, Settings
 from tests.receivers import listening, mail_server
 

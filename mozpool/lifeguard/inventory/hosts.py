@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from mozpool.apikit import Labels
 from mozpool.bmm.catalogue import INTERFACES, backend_names
 from mozpool.bmm.interfaces import NO_MAC, mac_address
+from mozpool.bmm.labels import Labels
 from mozpool.bmm.registration import device_name
 from mozpool.bmm.registry import Registry
 from mozpool.config import HOST_PORT

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 from flask import Response, current_app, g, make_response, redirect, render_template, request
 
 from mozpool.access import people, tokens
-from mozpool.access.audit import note
+from mozpool.access.notes import note
 from mozpool.access.principal import EVERYBODY, Kind, Principal, Role
 from mozpool.access.sessions import Person
 from mozpool.apikit import site
