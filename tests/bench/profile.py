@@ -1,7 +1,7 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.
 # If a copy of the MPL was not distributed with this file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""``python -m tests.bench.profile a b``: what a server spends its time with under the load of a case, by py-spy.
+"""``python -m tests.bench.profile a b e``: what a server spends its time with under the load of a case, by py-spy.
 
 Writes ``profile-CASE.md`` and a flame graph ``profile-CASE.svg``; py-spy has to be allowed to look into the server, as
 root is. Only threads that have Python's lock are counted: the others wait.
@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +22,16 @@ import click
 
 from tests.bench import load
 from tests.bench.__main__ import DOCS
+from tests.bench.cases import e_idle
 from tests.bench.document import table
 from tests.bench.grid import sound, stock
-from tests.bench.pools import Cost, Pool, pools
+from tests.bench.pools import Cost, Daemon, Pool, pools
 from tests.bench.scale import Scale
+from tests.bench.targets import number
 from tests.mariadb import MariaDB
 
-MODES = {"a": ("claim", "claim and return"), "b": ("cycle", "cycle")}
 DEVICES, CLIENTS = 500, 8
+IDLE = 5000
 WARM = 3.0
 """Seconds of load before, and for which py-spy goes on afterwards at most."""
 
@@ -93,35 +96,76 @@ def lines(counted: Counter[str], total: int, cost: float, most: int, only: str =
     return table(["share", "ms an operation", "function"], rows)
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a server is profiled under."""
+
+    about: str
+    operation: str
+    make: Callable[[Pool], None]
+    """Fills the pool."""
+    act: Callable[[Pool, Daemon, float], float]
+    """Goes on for so many seconds; how many operations took place."""
+    times: float = 1.0
+    """How much longer than the others it is measured."""
+
+
+def under_load(mode: str, operation: str) -> Load:
+    """Clients that do one thing all the time."""
+
+    def act(_pool: Pool, daemon: Daemon, seconds: float) -> float:
+        return len(sound(load.run(daemon.url, mode, CLIENTS, seconds)).times[operation])
+
+    return Load(f"{CLIENTS} clients, {DEVICES} devices", operation, lambda pool: stock(pool, DEVICES), act)
+
+
+def make_idle(pool: Pool) -> None:
+    """Devices that nobody asks for, and that are verified."""
+    pool.make(lambda database, server: e_idle.rest(database, server, IDLE, pings=True))
+
+
+def wait(pool: Pool, _daemon: Daemon, seconds: float) -> float:
+    """How many verifications took place meanwhile."""
+    before = e_idle.verified(pool)
+    time.sleep(seconds)
+    return e_idle.verified(pool) - before
+
+
+LOADS = {
+    "a": under_load("claim", "claim and return"),
+    "b": under_load("cycle", "cycle"),
+    "e": Load(f"{IDLE} idle devices, pinged by fping every 10 minutes", "verification", make_idle, wait, times=4.0),
+}
+
+
 def profile(case: str, seconds: float, directory: Path) -> None:
     """Write what a case costs, and where."""
-    mode, operation = MODES[case]
+    under = LOADS[case]
+    seconds *= under.times
     scale = Scale(short=False, runs=1, databases=("mariadb",))
     with pools(scale) as made, made.pool("mariadb") as pool, tempfile.TemporaryDirectory() as temporary:
         raw = Path(temporary, "raw")
-        stock(pool, DEVICES)
+        under.make(pool)
         with pool.daemon() as daemon:
-            load.run(daemon.url, mode, CLIENTS, WARM)
-            before = costs(pool, daemon.pid)
-            result = sound(load.run(daemon.url, mode, CLIENTS, seconds))
-            after = costs(pool, daemon.pid)
+            under.act(pool, daemon, WARM * under.times)
+            before, begun = costs(pool, daemon.pid), time.monotonic()
+            count = under.act(pool, daemon, seconds)
+            after, spent = costs(pool, daemon.pid), time.monotonic() - begun
             for kind, output in (("raw", raw), ("flamegraph", directory / f"profile-{case}.svg")):
                 watcher = record(daemon.pid, seconds, output, kind)
                 begun = time.monotonic()
                 while watcher.poll() is None and time.monotonic() - begun < 4 * seconds + 60:
-                    sound(load.run(daemon.url, mode, CLIENTS, 1.0))
+                    under.act(pool, daemon, 1.0)
                 if watcher.poll() != 0:
                     watcher.kill()
                     raise click.ClickException("py-spy failed: it needs to be root, or the right to trace processes")
         samples = Samples.read(raw.read_text())
-    count = len(result.times[operation])
     each = {name: (after[name] - before[name]) / count for name in after}
     facts = "; ".join(f"{name}: {value:.2f}" for name, value in each.items())
     text = (
-        f"# Profile of case {case}\n\n`python -m tests.bench.profile {case}`: {CLIENTS} clients, {DEVICES} devices, "
-        f"MariaDB with durable commits. Without the profiler: {result.rate(operation):.0f} operations ({operation}) a "
-        f"second. Each costs: {facts}.\n\nThe shares are of {samples.total} samples in which a thread of the server "
-        "had Python's lock.\n\n"
+        f"# Profile of case {case}\n\n`python -m tests.bench.profile {case}`: {under.about}, MariaDB with durable "
+        f"commits. Without the profiler: {number(count / spent)} operations ({under.operation}) a second. Each costs: "
+        f"{facts}.\n\nThe shares are of {samples.total} samples in which a thread of the server had Python's lock.\n\n"
         "## In a function or in what it called\n\n"
         f"{lines(samples.inside, samples.total, each['server, ms'], 60, 'mozpool/')}\n"
         "## In a function itself\n\n"
@@ -131,7 +175,7 @@ def profile(case: str, seconds: float, directory: Path) -> None:
 
 
 @click.command(help=__doc__)
-@click.argument("cases", nargs=-1, required=True, type=click.Choice(sorted(MODES)))
+@click.argument("cases", nargs=-1, required=True, type=click.Choice(sorted(LOADS)))
 @click.option("--seconds", default=30.0, help="How long each measurement takes.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=DOCS / "benchmarks")
 def main(cases: tuple[str, ...], seconds: float, output: Path) -> None:
