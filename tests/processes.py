@@ -9,9 +9,13 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from mozpool.cli.db import main
 
 
 def free_port() -> int:
@@ -24,6 +28,12 @@ def free_port() -> int:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def mozpool_db(environment: Mapping[str, str], *arguments: str) -> None:
+    """Run ``mozpool-db`` within this process: one of its own would load all of Mozpool for each command."""
+    done = CliRunner().invoke(main, arguments, env=environment)
+    assert done.exit_code == 0, done.output
 
 
 def end(process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:

@@ -24,7 +24,7 @@ from mozpool.clock import Clock
 from mozpool.db.engine import Database
 from tests.contract.peers import RelayBoard, RelayFault
 from tests.integration.mozpool_site import free_ports
-from tests.processes import end
+from tests.processes import end, mozpool_db
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -120,20 +120,10 @@ class Pool:
             "[notify operators]\nevents = server_away, server_back\nwebhook = http://127.0.0.1:9/hook\nsecret = hush\n"
             f"{more}"
         )
-        self._environment = {**os.environ, "MOZPOOL_CONFIG": str(config)}
+        self.environment = {**os.environ, "MOZPOOL_CONFIG": str(config)}
         self._directory = directory
-        self._run("create-schema")
-        self._run("testdata", "-d", str(boards), "-p", str(port + 1), "--state", "ready")
-
-    def _run(self, *command: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "mozpool.cli.db", *command],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        mozpool_db(self.environment, "create-schema")
+        mozpool_db(self.environment, "testdata", "-d", str(boards), "-p", str(port + 1), "--state", "ready")
 
     def token(self, role: str, name: str) -> str:
         """A token for the API."""
@@ -149,7 +139,7 @@ class Pool:
         """Start the server and wait until it answers."""
         with (self._directory / "server.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "mozpool.cli.server"], env=self._environment, stdout=log, stderr=log
+                [sys.executable, "-m", "mozpool.cli.server"], env=self.environment, stdout=log, stderr=log
             )
         give_up = time.monotonic() + 60
         while True:
@@ -162,7 +152,8 @@ class Pool:
 
     def add_board_with_relay(self, name: str) -> None:
         """Add a board that is switched by the relay board."""
-        self._run(
+        mozpool_db(
+            self.environment,
             *("add-device", name, "--mac", "0200000000ff", "--address", "127.0.0.99", "--environment", "lab"),
             *("--relay-info", f"127.0.0.1:{self.relay_board.port}:bank1:relay1"),
         )

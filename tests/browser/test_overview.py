@@ -17,7 +17,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.axe import violations
 from tests.browser.conftest import Pool
 from tests.integration.mozpool_site import free_ports, start_server
-from tests.processes import end
+from tests.processes import end, mozpool_db
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -147,16 +147,8 @@ def test_a_server_that_is_killed_shows_as_lost_with_what_becomes_of_its_devices(
     )
     second = start_server(config, directory / "server.log", f"http://127.0.0.1:{port}")
     try:
-        pool._run(
-            "add-device",
-            "far-board",
-            "--mac",
-            "0200000000ee",
-            "--address",
-            "127.0.0.98",
-            "--server",
-            f"127.0.0.1:{port}",
-        )
+        board = ("far-board", "--mac", "0200000000ee", "--address", "127.0.0.98", "--server", f"127.0.0.1:{port}")
+        mozpool_db(pool.environment, "add-device", *board)
         page.goto("/servers")
         row = page.locator("tr", has_text=f"127.0.0.1:{port}")
         expect(row.locator(".state")).to_have_text("up")

@@ -32,7 +32,7 @@ from mozpool.config import load
 from mozpool.db import schema, tables
 from mozpool.db.engine import Database
 from mozpool.fakes.echo import ECHO_PORT
-from tests.processes import end
+from tests.processes import end, mozpool_db
 
 READY_WITHIN = 30.0
 
@@ -172,21 +172,11 @@ seed = {seed}
         if schema.current(self.database) is None:
             schema.create(self.database)
         if boards:
-            self._run("mozpool.cli.db", "testdata", "-d", str(boards), "-p", str(self.relay_port))
+            mozpool_db(self.environment, "testdata", "-d", str(boards), "-p", str(self.relay_port))
         self.log = directory / "server.log"
         self.report_file = directory / "report.json"
         self._fakes: subprocess.Popen[str] | None = None
         self.daemon: subprocess.Popen[bytes] | None = None
-
-    def _run(self, module: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
 
     def start_boards(self) -> None:
         """Switch the simulated boards on."""

@@ -25,7 +25,7 @@ from mozpool import resources
 from mozpool.web.http import MAX_BODY
 from tests.access_support import bearer, make_token
 from tests.integration.mozpool_site import Site, eventually, free_ports
-from tests.processes import end, needs
+from tests.processes import end, mozpool_db, needs
 from tests.receivers import certificate
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
@@ -157,7 +157,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     assert "[warn]" not in checked.stderr, checked.stderr
     token = make_token(site.database, "root@example.com", "admin")
     with site, (directory / "nginx.log").open("wb") as log:
-        site._run("mozpool.cli.db", "add-device", "board1", "--mac", "020000000001", "--address", BOARD)
+        mozpool_db(site.environment, "add-device", "board1", "--mac", "020000000001", "--address", BOARD)
         process = subprocess.Popen([nginx, "-c", config], stdout=log, stderr=log)
         try:
             here = Front(site, directory, port, bearer(token))

@@ -36,7 +36,7 @@ from mozpool.web.app import bare_app
 from mozpool.web.forward import HEADER
 from tests.integration.mozpool_site import Site, eventually
 from tests.mariadb import MariaDB
-from tests.processes import children
+from tests.processes import children, mozpool_db
 from tests.receivers import mail_server
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow, pytest.mark.mysql]
@@ -227,7 +227,7 @@ def processes(parent: int) -> Iterator[int]:
 
 def add_device(site: Site, name: str, **backends: object) -> None:
     """A device with these backends."""
-    site._run("mozpool.cli.db", "add-device", name, "--mac", f"0200000001{len(name):02x}", "--address", "127.254.0.9")
+    mozpool_db(site.environment, "add-device", name, "--mac", f"0200000001{len(name):02x}", "--address", "127.254.0.9")
     table = tables.devices
     site.database.run(
         lambda conn: conn.execute(
