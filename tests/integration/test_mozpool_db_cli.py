@@ -8,16 +8,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic import command as alembic
+from click.testing import CliRunner
 from sqlalchemy import select
 
 from mozpool import resources
 from mozpool.access import tokens
-from mozpool.cli.db import _load
+from mozpool.cli.db import _load, main
 from mozpool.db import audit, schema, tables
 from mozpool.db.engine import Database
 from tests.conftest import open_database
@@ -29,19 +31,43 @@ CATALOGUE = ("add-hardware-type", "list-hardware-types", "add-image", "list-imag
 MAIN = "import sys; from mozpool.cli.db import main; sys.argv[0] = 'mozpool-db'; main()"
 
 
-def caller(url: str, folder: Path) -> Run:
-    """Calls mozpool-db in ``folder`` with a configuration that names ``url``."""
+def environment(url: str, folder: Path) -> dict[str, str]:
+    """What mozpool-db needs to find a configuration in ``folder`` that names ``url``."""
     config = folder / "mozpool.ini"
     config.write_text(f"[database]\nengine = {url}\n[server]\nfqdn = imaging1.example.com\n")
-    top = str(Path(schema.__file__).parents[2])
-    environment = {**os.environ, "MOZPOOL_CONFIG": str(config), "PYTHONPATH": top}
+    return {"MOZPOOL_CONFIG": str(config)}
+
+
+def checked(done: subprocess.CompletedProcess[str], status: int) -> subprocess.CompletedProcess[str]:
+    """What a call has said, if it ended as it should."""
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def caller(url: str, folder: Path) -> Run:
+    """Calls mozpool-db in ``folder`` with a configuration that names ``url``, within this process."""
+    more = environment(url, folder)
+
+    def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        with chdir(folder):
+            result = CliRunner().invoke(main, arguments, env=more, prog_name="mozpool-db")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        done = subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+        return checked(done, status)
+
+    return run
+
+
+def caller_apart(url: str, folder: Path) -> Run:
+    """The same by a process for each call, as people call it."""
+    more = {**os.environ, **environment(url, folder), "PYTHONPATH": str(Path(schema.__file__).parents[2])}
 
     def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", MAIN, *arguments]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
-        assert done.returncode == status, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done
+        done = subprocess.run(command, cwd=folder, env=more, capture_output=True, text=True, timeout=60)
+        return checked(done, status)
 
     return run
 
@@ -84,7 +110,8 @@ def make_4_2_1(database: Database) -> None:
         connection.exec_driver_sql("DROP TABLE alembic_version")
 
 
-def test_it_makes_checks_and_upgrades_a_database(run: Run, bare_database: Database):
+def test_it_makes_checks_and_upgrades_a_database(bare_database: Database, tmp_path: Path):
+    run = caller_apart(bare_database.url.render_as_string(hide_password=False), tmp_path)
     bare_database.ping()  # on SQLite the file exists, empty
     assert run("current").stdout == "none\n"
     assert_one_line(
