@@ -695,7 +695,7 @@ class BMM:
         optional(IPV4), None, "The address that connections to relay boards come from; nothing: as the system chooses."
     )
     relay_spacing: float = setting(
-        number("seconds", 0),
+        number("seconds", 0, 10),
         0.0,
         "How long after one device of a relay board the next one gets power again, for supplies that cannot start "
         "all at once.",

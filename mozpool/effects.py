@@ -14,7 +14,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic, Protocol
 
 from mozpool.errors import DatabaseAway, HardwareError, LaneError, MozpoolError, NotYet, OwnFault
@@ -28,14 +27,22 @@ FRESH = 0.5
 """Seconds within which an effect may start on the row that was just written for it, without another look."""
 
 
+MOST_TOGETHER = 32
+"""Joint effects that are done at a time: a relay board has no more relays."""
+
+GATHERING = 2.0
+"""Seconds after which no more is gathered for doing it together: a database that hangs holds up each one."""
+
+
 @dataclass(frozen=True)
 class Part(Generic[Row]):
-    """One of several effects that are done together."""
+    """One of several effects that are done together, each for another row."""
 
     row: Row
     effect: Effect
     done: Callable[[Event | None, Exception | None], None]
-    """To be told once what came of it, as :meth:`Performer.perform` would say it: an event, or what was raised."""
+    """To be told what came of it, as :meth:`Performer.perform` would say it: an event, or what was raised. Only the
+    first time counts."""
 
 
 class Performer(Protocol[RowIn]):
@@ -58,7 +65,7 @@ class Performer(Protocol[RowIn]):
         ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     row_id: int
     name: str
@@ -87,15 +94,15 @@ class Effects(Generic[Row]):
         on_lane: Callable[[str, str, str | None], None] = lambda lane, state, reason: None,
         before_look: Callable[[], None] = lambda: None,
         on_done: Callable[[str, str, str, float], None] = lambda kind, effect, outcome, seconds: None,
-        together: Callable[[Callable[[], Part[Row] | None]], None] | None = None,
+        together: Callable[[Sequence[Part[Row]]], None] | None = None,
         speed: float = 1.0,
     ) -> None:
         """A lane that fails ``breaker_failures`` times in a row is held, and probed every ``breaker_probe`` seconds.
 
         ``on_lane(lane, "ok" | "suspect" | "failed", reason)`` is told what is known of a lane. ``before_look`` is
-        called in the worker's thread just before it is looked whose row an effect is for. Each time that an effect was
-        done, ``on_done(kind of row, class of the effect, what came of it, seconds)`` is called. ``together(take)`` does
-        joint effects of one lane: those that ``take()`` gives, as many as it likes, until that is None.
+        called in the worker's thread just before it is looked whose row an effect is for. ``together(parts)`` does
+        joint effects of one lane. Each time that an effect was done, ``on_done(kind of row, class of the effect, what
+        came of it, seconds)`` is called.
         """
         self._driver = driver
         self._performer = performer
@@ -152,7 +159,7 @@ class Effects(Generic[Row]):
             return
         with self._lock:
             self._joint.setdefault(lane, deque()).append(job)
-        self._workers.submit(lane, lambda: self._run_joint(lane, together), label)
+        self._workers.submit(lane, lambda: self._run_joint(job, lane, together), label)
 
     def waits(self, row_id: int, attempt: int) -> bool:
         """Whether an effect that this attempt waits for has not started yet."""
@@ -181,50 +188,82 @@ class Effects(Generic[Row]):
             failed = error
         self._came_of(job, self._driver.clock.monotonic() - begun, event, failed)
 
-    def _run_joint(self, lane: str, together: Callable[[Callable[[], Part[Row] | None]], None]) -> None:
-        """Do what waits in a lane together; nothing when a turn before this one has done so."""
-        taken: list[_Job] = []
-        told: set[int] = set()
+    def _run_joint(self, job: _Job, lane: str, together: Callable[[Sequence[Part[Row]]], None]) -> None:
+        """Do this joint effect together with others that wait in its lane; nothing when one before it took it along."""
+        parts = self._gather(job, lane)
+        if not parts:
+            return
+        try:
+            together(parts)
+        except Exception as error:
+            for part in parts:
+                part.done(None, error)
 
-        def take() -> Part[Row] | None:
-            while True:
+    def _gather(self, first: _Job, lane: str) -> list[Part[Row]]:
+        """What is to be done now: this job, and others as long as that takes no time. Each row is there once.
+
+        All of it is looked up before anything is done: while a device is without power, nothing waits for the database.
+        """
+        parts: list[Part[Row]] = []
+        taken: set[int] = set()
+        begun = self._driver.clock.monotonic()
+        # The lease counts from here on: one that ends meanwhile ends all of them.
+        self._before_look()
+        job: _Job | None = first
+        while job is not None and self._take(job, lane):
+            row = self._start(job, looked=True)
+            if row is not None:
+                taken.add(job.row_id)
+                parts.append(Part(row, job.effect, self._once(job)))
+            job = None
+            if len(parts) < MOST_TOGETHER and self._driver.clock.monotonic() - begun < GATHERING:
                 with self._lock:
-                    waiting = self._joint.get(lane)
-                    if not waiting:
-                        self._joint.pop(lane, None)
-                        return None
-                    job = waiting.popleft()
-                row = self._start(job)
-                if row is not None:
-                    taken.append(job)
-                    return Part(row, job.effect, partial(done, job, self._driver.clock.monotonic()))
+                    waiting = self._joint.get(lane, ())
+                    job = next((each for each in waiting if each.row_id not in taken), None)
+        return parts
 
-        def done(job: _Job, begun: float, event: Event | None, failed: Exception | None) -> None:
-            told.add(id(job))
+    def _take(self, job: _Job, lane: str) -> bool:
+        """Whether a joint effect still waited, and does so no more."""
+        with self._lock:
+            waiting = self._joint.get(lane)
+            if waiting is None or job not in waiting:
+                return False
+            waiting.remove(job)
+            if not waiting:
+                del self._joint[lane]
+            return True
+
+    def _once(self, job: _Job) -> Callable[[Event | None, Exception | None], None]:
+        """What is told what came of a job that begins now."""
+        begun, told = self._driver.clock.monotonic(), False
+
+        def done(event: Event | None, failed: Exception | None) -> None:
+            nonlocal told
+            if told:
+                return
+            told = True
             try:
                 self._came_of(job, self._driver.clock.monotonic() - begun, event, failed)
             except Exception:
                 # The others must be seen to all the same.
                 log.exception("what came of %s of %s is lost", type(job.effect).__name__, job.name)
 
-        try:
-            together(take)
-        except Exception as error:
-            for job in taken:
-                if id(job) not in told:
-                    done(job, self._driver.clock.monotonic(), None, error)
+        return done
 
-    def _start(self, job: _Job) -> Row | None:
-        """The row that a job is for, which is about to be done; None when it is not, or not now."""
+    def _start(self, job: _Job, *, looked: bool = False) -> Row | None:
+        """The row that a job is for, which is about to be done; None when it is not, or not now.
+
+        ``looked``: it has been said already that it is about to be looked whose row it is.
+        """
         try:
-            return self._admitted(job)
+            return self._admitted(job, looked)
         except Exception:
             # A job that stayed in its slot would keep its row waiting for ever; the time limit does it again.
             log.exception("%s of %s could not be started", type(job.effect).__name__, job.name)
             self._drop(job)
             return None
 
-    def _admitted(self, job: _Job) -> Row | None:
+    def _admitted(self, job: _Job, looked: bool) -> Row | None:
         with self._lock:
             if not self._current(job):
                 return None
@@ -233,13 +272,16 @@ class Effects(Generic[Row]):
                 held.append(job)
                 return None
         try:
-            self._before_look()
+            if not looked:
+                self._before_look()
             row = self._look_again(job)
         except DatabaseAway:
             self._again(job, 1.0)
             return None
         if row is None or not self._driver.store.is_ours(row) or (job.effect.bound and row.attempt != job.attempt):
             self._drop(job)
+            return None
+        if job.effect.joint and not self._is_in_its_lane(job, row):
             return None
         if job.effect.bound and not job.started:
             try:
@@ -251,6 +293,19 @@ class Effects(Generic[Row]):
         job.runs += 1
         self._driver._checkpoint("effect")
         return row
+
+    def _is_in_its_lane(self, job: _Job, row: Row) -> bool:
+        """Whether a row's hardware is still behind the lane that a job waited in; else it goes to the right one."""
+        try:
+            lane = self._performer.lane(row, job.effect)
+        except MozpoolError as error:
+            self._came_of(job, 0.0, None, _hardware_error(job.name, job.effect, error))
+            return False
+        if lane == job.lane:
+            return True
+        job.lane = lane
+        self._submit(job)
+        return False
 
     def _look_again(self, job: _Job) -> Row | None:
         """The row as it is now; as it was last written here, for this very effect, when that was a moment ago.

@@ -79,8 +79,8 @@ class Cycle:
 
     device: Target
     deadline: Deadline
-    done: Callable[[HardwareError | None], None]
-    """To be called once: it was done, or why not."""
+    done: Callable[[Exception | None], None]
+    """To be told that it was done, or why not: HardwareError, LaneError, NotYet. Only the first time counts."""
 
 
 class Power(ABC):
@@ -97,20 +97,15 @@ class Power(ABC):
     def power_cycle(self, device: Target, deadline: Deadline) -> None:
         """Cut the power, check, wait, restore it, check. Raises HardwareError, LaneError."""
 
-    def power_cycles(self, take: Callable[[], Cycle | None]) -> None:
-        """Do power cycles of devices that share a lane: as many of those that ``take`` gives as can be done together.
-
-        ``take`` may be called again and again: more may have come to wait meanwhile.
-        """
-        cycle = take()
-        if cycle is None:
-            return
-        try:
-            self.power_cycle(cycle.device, cycle.deadline)
-        except HardwareError as error:
-            cycle.done(error)
-        else:
-            cycle.done(None)
+    def power_cycles(self, cycles: Sequence[Cycle]) -> None:
+        """Do power cycles of several devices that share a lane, together if that can be, and tell each how it ended."""
+        for cycle in cycles:
+            try:
+                self.power_cycle(cycle.device, cycle.deadline)
+            except HardwareError as error:
+                cycle.done(error)
+            else:
+                cycle.done(None)
 
     @abstractmethod
     def power_off(self, device: Target, deadline: Deadline) -> None:

@@ -21,7 +21,7 @@ from mozpool.clock import Clock, Deadline, Lock
 from mozpool.db import devices, images
 from mozpool.db.devices import LAUNCHER, Device
 from mozpool.db.engine import Database
-from mozpool.errors import HardwareError, LeaseOver
+from mozpool.errors import HardwareError, LeaseOver, MozpoolError
 from mozpool.lease import Lease
 
 # Seconds that an operation may take in all, whatever its peer does (wire facts: ProXR relay boards, SUTAgent).
@@ -174,47 +174,35 @@ class BMM:
         with self._acting(device, "power cycle", POWER_LIMIT) as deadline:
             self.registry.power(_backend(device, "power")).power_cycle(target(device), deadline)
 
-    def power_cycles(self, take: Callable[[], tuple[Device, Callable[[Exception | None], None]] | None]) -> None:
-        """The same with several devices of one lane: those that ``take`` gives, each with what is told how it ended."""
-        first = take()
-        if first is None:
-            return
-        going: dict[int, Callable[[Exception | None], None]] = {}
+    def power_cycles(self, cycles: Sequence[tuple[Device, Callable[[Exception | None], None]]]) -> None:
+        """The same with several devices of one lane, together where their hardware can do that.
 
-        def next_cycle() -> Cycle | None:
-            nonlocal first
-            while (taken := first or take()) is not None:
-                first = None
-                device, done = taken
-                try:
-                    return self._cycle(device, done, going)
-                except LeaseOver as error:
-                    done(error)
-            return None
-
-        try:
-            # They share a lane, and so a backend.
-            self.registry.power(_backend(first[0], "power")).power_cycles(next_cycle)
-        except Exception as error:
-            for over in [*going.values()]:
-                over(error)
-            raise
-
-    def _cycle(
-        self,
-        device: Device,
-        done: Callable[[Exception | None], None],
-        going: dict[int, Callable[[Exception | None], None]],
-    ) -> Cycle:
-        """A power cycle within the lease, which is among those that are ``going`` on until it is over.
-
-        Raises LeaseOver.
+        Each comes with what is told how it ended.
         """
+        going: dict[str | None, list[Cycle]] = {}
+        for device, done in cycles:
+            try:
+                going.setdefault(_backend(device, "power"), []).append(self._cycle(device, done))
+            except MozpoolError as error:
+                done(error)
+        for name, some in going.items():
+            try:
+                self.registry.power(name).power_cycles(some)
+            except Exception as error:
+                for cycle in some:
+                    cycle.done(error)
+
+    def _cycle(self, device: Device, done: Callable[[Exception | None], None]) -> Cycle:
+        """A power cycle within the lease; the device is occupied until it is told how it ended. Raises LeaseOver."""
         stack = ExitStack()
         deadline = stack.enter_context(self._acting(device, "power cycle", POWER_LIMIT))
+        over = False
 
-        def over(error: Exception | None) -> None:
-            del going[device.id]
+        def end(error: Exception | None) -> None:
+            nonlocal over
+            if over:
+                return
+            over = True
             try:
                 with stack:
                     if error is not None:
@@ -223,8 +211,7 @@ class BMM:
                 error = raised
             done(error)
 
-        going[device.id] = over
-        return Cycle(target(device), deadline, over)
+        return Cycle(target(device), deadline, end)
 
     def power_off(self, device: Device) -> None:
         """Cut the power."""

@@ -79,6 +79,8 @@ _BLOCKS = (
         func.sum(micros(devices.c.state_since)),
         # ... and those that do not. Those of ready devices, which are re-checked all the time, change nothing else.
         func.sum(case((devices.c.state == "ready", 0), else_=devices.c.attempt)),
+        # Which devices they are: drawn when a device is added.
+        func.sum(devices.c.shuffle),
     )
     .group_by(_block)
     .order_by(_block)

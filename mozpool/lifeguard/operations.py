@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -154,23 +154,20 @@ class DeviceOperations:
             case _:
                 raise TypeError(f"no such effect: {effect!r}")
 
-    def power_cycles(self, take: Callable[[], Part[Device] | None]) -> None:
-        """Do the power cycles of one lane that ``take`` gives, together where the hardware can do that."""
-
-        def next_one() -> tuple[Device, Callable[[Exception | None], None]] | None:
-            while (part := take()) is not None:
-                if _is_for_nobody(part.row):
-                    part.done(Event("not_wanted"), None)
-                    continue
-                try:
-                    self._bmm.sync_boot(part.row, boots=True)
-                except Exception as error:
-                    part.done(None, error)
-                    continue
-                return part.row, partial(self._cycled, part)
-            return None
-
-        self._bmm.power_cycles(next_one)
+    def power_cycles(self, parts: Sequence[Part[Device]]) -> None:
+        """Do the power cycles of one lane, together where the hardware can do that."""
+        cycles = []
+        for part in parts:
+            if _is_for_nobody(part.row):
+                part.done(Event("not_wanted"), None)
+                continue
+            try:
+                self._bmm.sync_boot(part.row, boots=True)
+            except Exception as error:
+                part.done(None, error)
+                continue
+            cycles.append((part.row, partial(self._cycled, part)))
+        self._bmm.power_cycles(cycles)
 
     def _cycled(self, part: Part[Device], failed: Exception | None) -> None:
         if failed is not None:

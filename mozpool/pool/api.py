@@ -191,7 +191,7 @@ def _whole_list(*, cached: bool) -> Response:
     lists = current_app.extensions[LIST]
     assert isinstance(lists, DeviceListCache)
     found = lists.get(cached=cached)
-    if request.if_none_match.contains(found.etag):
+    if request.if_none_match.contains_weak(found.etag):
         said = Response(status=304)
     else:
         said = Response(found.body(), mimetype="application/json")

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -31,7 +31,7 @@ FEW = 8
 
 
 def _item(
-    row: Device, labels: Mapping[str, str], holder: tuple[str, datetime] | None, job: Job | None
+    row: Device, owner_state: str, labels: Mapping[str, str], holder: tuple[str, datetime] | None, job: Job | None
 ) -> dict[str, Any]:
     """A device as lists show it; ``holder`` is who has it, and until when."""
     return {
@@ -43,7 +43,7 @@ def _item(
         "mac_address": row.mac_address,
         "imaging_server": row.imaging_server,
         "owner": row.owner,
-        "owner_state": site().presence.state_of(row.owner_id),
+        "owner_state": owner_state,
         "relay_info": row.relay_info,
         "state": row.state,
         "device_status": row.state,
@@ -63,13 +63,19 @@ def _item(
     }
 
 
-def device_items(conn: Connection, rows: Sequence[Device]) -> list[dict[str, Any]]:
-    """Devices as lists show them."""
+def device_items(
+    conn: Connection, rows: Sequence[Device], state_of: Callable[[int], str] | None = None
+) -> list[dict[str, Any]]:
+    """Devices as lists show them. ``state_of`` is what counts as the state of a server with this id; None: as it is."""
+    states = state_of or site().presence.state_of
     labels = devices.labels_of(conn, [row.id for row in rows]) if rows else {}
     held = requests.holders(conn, [row.id for row in rows if row.claim_id is not None])
     holders = {found[0]: found[1:] for found in held}
     running = hosted_jobs.of_devices(conn, [row.id for row in rows if row.is_hosted])
-    return [_item(row, labels.get(row.id, {}), holders.get(row.id), running.get(row.id)) for row in rows]
+    return [
+        _item(row, states(row.owner_id), labels.get(row.id, {}), holders.get(row.id), running.get(row.id))
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,8 @@ class DeviceListCache:
 
     def _look(self, conn: Connection, last: DeviceList | None) -> DeviceList:
         presence = self._site.presence
-        general = (stamps.names(conn), [(key, presence.state_of(key)) for key in sorted(presence.away())])
+        away = {key: presence.state_of(key) for key in sorted(presence.away())}
+        general = (stamps.names(conn), away)
         if general != self._general:
             self._general, self._blocks, last = general, {}, None
         found = stamps.device_blocks(conn)
@@ -138,7 +145,9 @@ class DeviceListCache:
             return last
         rows = _rows(conn, changed)
         for number in changed:
-            text = ",".join(_text(item) for item in device_items(conn, rows.get(number, [])))
+            # A server may be back before the next look: the blocks must be of the states that they are noted with.
+            items = device_items(conn, rows.get(number, []), lambda owner: away.get(owner, "up"))
+            text = ",".join(map(_text, items))
             before[number] = (found[number], text.encode())
         self._blocks = {number: before[number] for number in found}
         stamped = (__version__, general, found)

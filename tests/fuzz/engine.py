@@ -146,8 +146,11 @@ def _open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def inputs(fuzzer: Fuzzer, seed: int) -> Iterator[bytes]:
-    """What once failed, the seeds, and then changes of them without end; the same for the same ``seed``."""
+def inputs(fuzzer: Fuzzer, seed: int, *, wander: bool = True) -> Iterator[bytes]:
+    """What once failed, the seeds, and then changes of them without end; the same for the same ``seed``.
+
+    With ``wander`` some are changed again and again, and are kept for that.
+    """
     yield from fuzzer.once_failed
     yield from fuzzer.seeds
     rng = random.Random(seed)
@@ -155,7 +158,7 @@ def inputs(fuzzer: Fuzzer, seed: int) -> Iterator[bytes]:
     while True:
         data = mutated(rng.choice(pool), rng, fuzzer.seeds)
         yield data
-        if rng.random() < 0.05:  # some way from the seeds, and back
+        if wander and rng.random() < 0.05:  # some way from the seeds, and back
             pool.append(data)
             if len(pool) > 4 * len(fuzzer.seeds) + 50:
                 pool = [*fuzzer.seeds, *fuzzer.once_failed]
@@ -199,7 +202,7 @@ def for_long(name: str, minutes: float, *, guided: bool) -> NoReturn:
             tries.once(data)
             if time.monotonic() >= end:
                 spent, number = time.monotonic() - begun, tries.number
-                tries.measure(found, MEASURED)
+                tries.measure(inputs(fuzzer, 1, wander=False), MEASURED)
                 stack.close()
                 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
                 _end(

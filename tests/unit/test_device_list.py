@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -14,9 +15,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import Connection, insert, update
 
-from mozpool.db import servers, stamps, tables
+from mozpool.db import inventory, servers, stamps, tables
 from mozpool.pool import devicelist
 from mozpool.pool.api import LIST as LISTS
 from tests.app_fixtures import Server
@@ -129,9 +130,9 @@ def test_only_what_has_changed_is_made_anew(imaging_server: Server, monkeypatch:
     made: list[list[str]] = []
     real = devicelist.device_items
 
-    def watched(conn: Any, rows: Any) -> Any:
+    def watched(conn: Any, rows: Any, *more: Any) -> Any:
         made.append([row.name for row in rows])
-        return real(conn, rows)
+        return real(conn, rows, *more)
 
     monkeypatch.setattr(devicelist, "device_items", watched)
     imaging_server.change("far", comments="flickers")
@@ -187,6 +188,59 @@ def test_who_waits_for_another_ones_look_shares_the_next_one(
         go_on.set()
         assert {each.result(30).etag for each in [first, *others]} == {first.result().etag}
     assert len(looks) == 2
+
+
+def test_a_device_in_place_of_another_new_one_is_seen(imaging_server: Server) -> None:
+    """A wrong entry of the inventory, which is replaced before anything was done with it."""
+
+    def add(conn: Connection, number: int) -> dict[int, int]:
+        name = f"host{number}.example.com"
+        row = {"name": name, "fqdn": name, "inventory_id": number, "mac_address": f"{number:012}"}
+        return inventory.add(
+            conn, random.Random(number), [{**row, "imaging_server_id": imaging_server.daemon.server_id}]
+        )
+
+    database = imaging_server.daemon.database
+    wrong = database.run(lambda conn: add(conn, 900))
+    _, etag, before = asked(imaging_server)
+    assert before[-1]["name"] == "host900.example.com"
+
+    def replace(conn: Connection) -> None:
+        inventory.remove(conn, list(wrong.values()))
+        add(conn, 901)
+
+    database.run(replace)
+    status, _, after = asked(imaging_server, etag=etag)
+    assert (status, after) == (200, devicelist_anew(imaging_server))
+    assert after[-1]["name"] == "host901.example.com"
+
+
+def test_a_proxy_may_have_made_its_tag_a_weak_one(imaging_server: Server) -> None:
+    """As those do that compress (RFC 9110, 8.8.3.2 and 13.1.2)."""
+    etag = asked(imaging_server)[1]
+    assert imaging_server.get(LIST, headers={"If-None-Match": f'W/"{etag}"'}).status_code == 304
+
+
+def test_a_server_that_is_away_for_a_moment_is_not_shown_so_for_ever(
+    imaging_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = imaging_server.other_server()
+    imaging_server.move("device3", other)
+    asked(imaging_server)
+    imaging_server.change("device1", comments="something new")
+    presence, make = imaging_server.daemon.presence, devicelist.device_items
+
+    def goes_and_comes(*arguments: Any) -> list[dict[str, Any]]:
+        monkeypatch.setattr(presence, "_away", {other: "away"})
+        try:
+            return make(*arguments)
+        finally:
+            monkeypatch.setattr(presence, "_away", {})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(devicelist, "device_items", goes_and_comes)
+        asked(imaging_server)
+    assert [device["owner_state"] for device in asked(imaging_server)[2]] == ["up"] * 3
 
 
 def devicelist_anew(server: Server) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from mozpool.db.devices import Device
 from mozpool.db.engine import Database
 from mozpool.db.history import StateChange
 from mozpool.db.tables import device_history, device_logs
-from mozpool.effects import Effects, Part
+from mozpool.effects import FRESH, GATHERING, Effects, Part
 from mozpool.errors import (
     Conflict,
     DatabaseAway,
@@ -1728,21 +1728,14 @@ def test_what_is_due_soon_is_read_ahead(on_sqlite: Rig):
     assert rig.driver.remembered(later) is None
 
 
-Take = Callable[[], Part[Device] | None]
-
-
 def together(rig: Rig, monkeypatch: pytest.MonkeyPatch, do: Callable[[list[Part[Device]]], None]) -> list[list[str]]:
     """Have all work that waits for a board done together; the names of the devices of each time are noted."""
     monkeypatch.setattr(Work, "joint", True)
     times: list[list[str]] = []
 
-    def work(take: Take) -> None:
-        parts = []
-        while (part := take()) is not None:
-            parts.append(part)
-        if parts:
-            times.append([part.row.name for part in parts])
-            do(parts)
+    def work(parts: Sequence[Part[Device]]) -> None:
+        times.append([part.row.name for part in parts])
+        do([*parts])
 
     rig.effects = Effects(
         rig.driver, rig.hands, rig.workers, on_lane=lambda *news: rig.told.append(news), together=work
@@ -1814,6 +1807,84 @@ def test_whoever_is_forgotten_when_it_breaks_has_failed(
     rig.advance(1)  # the pause after a failure
     rig.settle()
     assert rig.state(others[0]) == "done"  # it was the first the next time
+
+
+def test_effects_of_others_take_their_turns_in_between(on_sqlite: Rig, monkeypatch: pytest.MonkeyPatch):
+    """What comes to wait later is not done before them in the turn of one that was taken along."""
+    rig = on_sqlite
+
+    def do(parts: list[Part[Device]]) -> None:
+        if len(times) == 1:
+            rig.handle(rig.device(), "work")
+        for part in parts:
+            part.done(Event("work_ok"), None)
+
+    times = together(rig, monkeypatch, do)
+    gate = Gate()
+    rig.workers.submit("board-1", lambda: rig.told.append(("gate", gate().name, None)))
+    for _ in range(3):
+        rig.handle(rig.device(), "work")
+    rig.workers.submit("board-1", lambda: times.append(["other"]))
+    gate.open.set()
+    rig.settle()
+    assert times == [["panda-0001", "panda-0002", "panda-0003"], ["other"], ["panda-0004"]]
+
+
+def test_what_hangs_on_another_board_by_now_is_done_there(on_sqlite: Rig, monkeypatch: pytest.MonkeyPatch):
+    rig = on_sqlite
+    lanes: list[tuple[str, str | None]] = []
+
+    def do(parts: list[Part[Device]]) -> None:
+        for part in parts:
+            lanes.append((part.row.name, part.row.relay_info))
+            part.done(Event("work_ok"), None)
+
+    times = together(rig, monkeypatch, do)
+    gate = Gate()
+    rig.workers.submit("board-1", lambda: rig.told.append(("gate", gate().name, None)))
+    everybody = [rig.device() for _ in range(3)]
+    for device_id in everybody:
+        rig.handle(device_id, "work")
+    rig.database.run(lambda conn: devices.set_attributes(conn, everybody[1], relay_info="board-2"))
+    rig.advance(FRESH)
+    gate.open.set()
+    rig.settle()
+    assert sorted(times) == [["panda-0001", "panda-0003"], ["panda-0002"]]
+    assert dict(lanes)["panda-0002"] == "board-2"
+    assert {rig.state(device_id) for device_id in everybody} == {"done"}
+
+
+def test_a_database_that_hangs_holds_up_one_and_not_each(on_sqlite: Rig, monkeypatch: pytest.MonkeyPatch):
+    """What was gathered until then is done; the others have turns of their own."""
+    rig = on_sqlite
+
+    def do(parts: list[Part[Device]]) -> None:
+        for part in parts:
+            part.done(Event("work_ok"), None)
+
+    times = together(rig, monkeypatch, do)
+    load, loads = rig.driver.load, iter(range(100))
+
+    def hang(row_id: int) -> Device | None:
+        if next(loads) == 1:
+            rig.advance(GATHERING)
+            raise DatabaseAway("it does not answer")
+        return load(row_id)
+
+    gate = Gate()
+    rig.workers.submit("board-1", lambda: rig.told.append(("gate", gate().name, None)))
+    everybody = [rig.device() for _ in range(4)]
+    for device_id in everybody:
+        rig.handle(device_id, "work")
+    rig.advance(FRESH)
+    monkeypatch.setattr(rig.driver, "load", hang)
+    gate.open.set()
+    rig.settle()
+    assert times == [["panda-0001"], ["panda-0003", "panda-0004"]]
+    rig.advance(1)
+    rig.settle()
+    assert times[2:] == [["panda-0002"]]
+    assert {rig.state(device_id) for device_id in everybody} == {"done"}
 
 
 def test_the_failures_of_all_devices_of_a_board_count(on_sqlite: Rig):

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mozpool.bmm.interfaces import BackendContext, Cycle, Power, Target
 from mozpool.bmm.netio import Connection, PeerError
-from mozpool.clock import Clock, Deadline
-from mozpool.errors import BadInput, HardwareError, LaneError
+from mozpool.clock import Deadline
+from mozpool.errors import BadInput, HardwareError, LaneError, NotYet
 
 DEFAULT_PORT = 2101
 
@@ -29,15 +28,12 @@ RECOVERY = 1.0
 OFF_TIME = 1.0
 """Seconds that a device stays without power in a power cycle."""
 
-JOINING = 5.0
-"""Seconds within which more power cycles join those that go on: their results wait for the end of the connection, and
-others for the board."""
+TOGETHER = 10.0
+"""Seconds in which devices that are cycled together get their power back one after the other, at most: they are all
+without it meanwhile, and what came of them is told at the end."""
 
 MOST = 32
-"""Power cycles in one connection: a board has no more relays."""
-
-LOOK = 0.02
-"""Seconds between two looks whether more wait."""
+"""Relays of a board."""
 
 _PREFIX = 254
 _COMMUNICATION_TEST = 33
@@ -126,6 +122,8 @@ class ProXRPower(Power):
         self._off_time = OFF_TIME / context.speed
         self._listening = LISTENING / context.speed
         self._spacing = context.settings.relay_spacing / context.speed
+        spacing = context.settings.relay_spacing
+        self._at_once = max(1, int(TOGETHER / spacing)) if spacing else MOST
         self._source = context.settings.source
         self._lines: dict[Board, _Line] = {}
         self._lock = threading.Lock()
@@ -139,32 +137,54 @@ class ProXRPower(Power):
         relay = _relay_of(device, "power cycle")
         with self._connect(relay.board, device.name, "power cycle", deadline) as board:
             board.switch(relay, power=False)
-            self._clock.sleep(deadline.remaining(self._off_time))
+            self._wait_for_turn(relay.board, deadline, self._off_time)
             board.switch(relay, power=True)
+            self._note_start(relay.board)
 
-    def power_cycles(self, take: Callable[[], Cycle | None]) -> None:
-        """Cycles of one board in one connection: while a device is without power, others are switched.
+    def power_cycles(self, cycles: Sequence[Cycle]) -> None:
+        """Cycles of one board in one connection: all devices are switched off, then on again.
 
-        What comes to wait meanwhile joins in, for some seconds. Only when the board has said nothing too much at the
-        end is it told what came of each: see :data:`LISTENING`.
+        Only when the board has said nothing too much at the end is it told what came of each: see :data:`LISTENING`.
+        With a spacing, those that would be without power for long are told to come again.
         """
-        first = take()
-        if first is None:
-            return
-        try:
-            board = _relay_of(first.device, "power cycle").board
-        except HardwareError as error:
-            first.done(error)
-            return
-        round_ = _Round(self._clock, self._off_time, self._spacing, first, take)
+        boards: dict[Board, list[_Going]] = {}
+        for cycle in cycles:
+            try:
+                relay = _relay_of(cycle.device, "power cycle")
+            except HardwareError as error:
+                cycle.done(error)
+                continue
+            boards.setdefault(relay.board, []).append(_Going(cycle, relay))
+        for board, all_ in boards.items():
+            now, later = all_[: self._at_once], all_[self._at_once :]
+            self._cycle_together(board, now)
+            for going in later:
+                going.cycle.done(NotYet(0.0))
+
+    def _cycle_together(self, board: Board, all_: Sequence[_Going]) -> None:
+        first = all_[0].cycle
         failure: PeerError | None = None
         try:
             with self._connect(board, first.device.name, "power cycle", first.deadline) as talk:
-                round_.run(talk)
+                for going in all_:
+                    going.switch(talk, power=False)
+                    going.restore_at = self._clock.monotonic() + self._off_time
+                for going in all_:
+                    if going.failed is None:
+                        talk.turn_to(going.cycle.device.name, going.cycle.deadline)
+                        self._wait_for_turn(board, going.cycle.deadline, going.restore_at - self._clock.monotonic())
+                        going.switch(talk, power=True)
+                        self._note_start(board)
         except LaneError as error:
             assert isinstance(error.__cause__, PeerError)
             failure = error.__cause__
-        round_.tell(board, failure)
+        for going in all_:
+            if failure is None:
+                going.cycle.done(going.failed)
+            elif going.begun or going is all_[0]:
+                going.cycle.done(going.lost(failure))
+            else:  # nothing was done with it: the next attempt begins with another one
+                going.cycle.done(NotYet(0.0))
 
     def power_off(self, device: Target, deadline: Deadline) -> None:
         """Cut the power and read the relay back. Raises HardwareError, LaneError."""
@@ -176,7 +196,9 @@ class ProXRPower(Power):
         """Restore the power and read the relay back. Raises HardwareError, LaneError."""
         relay = _relay_of(device, "power on")
         with self._connect(relay.board, device.name, "power on", deadline) as board:
+            self._wait_for_turn(relay.board, deadline)
             board.switch(relay, power=True)
+            self._note_start(relay.board)
 
     def is_on(self, device: Target, deadline: Deadline) -> bool:
         """Whether the relay gives the device power. Raises HardwareError, LaneError."""
@@ -191,6 +213,14 @@ class ProXRPower(Power):
             raise BadInput.value("lane", lane, "relay:HOST:PORT")
         with self._connect(Board.parse(address, "lane"), lane, "communication test", deadline) as board:
             board.test()
+
+    def _wait_for_turn(self, board: Board, deadline: Deadline, at_least: float = 0.0) -> None:
+        """Wait until a device of the board may get power: so many seconds, and until the last one has had its time."""
+        self._clock.sleep(deadline.remaining(max(at_least, self._lines[board].next_start - self._clock.monotonic())))
+
+    def _note_start(self, board: Board) -> None:
+        """A device of the board has just got power."""
+        self._lines[board].next_start = self._clock.monotonic() + self._spacing
 
     @contextmanager
     def _connect(self, board: Board, device: str, operation: str, deadline: Deadline) -> Iterator[_Conversation]:
@@ -227,96 +257,41 @@ class _Line:
         self.lock = threading.Lock()
         self.free_at = 0.0
         """Monotonic time from which the board takes a connection."""
+        self.next_start = 0.0
+        """Monotonic time from which the next device may get power."""
 
 
 @dataclass
 class _Going:
-    """A power cycle that goes on."""
+    """A power cycle that is done together with others."""
 
     cycle: Cycle
     relay: RelayInfo
+    begun: bool = False
     restore_at: float = 0.0
     """Monotonic time."""
     is_off: bool = False
     """Whether the device may be without power."""
     failed: HardwareError | None = None
 
-
-class _Round:
-    """Power cycles in one connection."""
-
-    def __init__(
-        self, clock: Clock, off_time: float, spacing: float, first: Cycle, take: Callable[[], Cycle | None]
-    ) -> None:
-        self._clock = clock
-        self._off_time = off_time
-        self._spacing = spacing
-        self._next_start = clock.monotonic()
-        """When the next device may get its power back (monotonic time)."""
-        self._first: Cycle | None = first
-        self._take = take
-        self._last_call = clock.monotonic() + JOINING
-        self._off: deque[_Going] = deque()
-        """Those without power, the one that is due first in front."""
-        self._all: list[_Going] = []
-
-    def run(self, talk: _Conversation) -> None:
-        """Do them. Raises PeerError."""
-        while True:
-            now = self._clock.monotonic()
-            if self._off and max(self._off[0].restore_at, self._next_start) <= now:
-                self._switch(talk, self._off.popleft(), power=True)
-                self._next_start = self._clock.monotonic() + self._spacing
-            elif (going := self._next(now)) is not None:
-                self._switch(talk, going, power=False)
-                if going.failed is None:
-                    going.restore_at = self._clock.monotonic() + self._off_time
-                    self._off.append(going)
-            elif self._off:
-                self._clock.sleep(min(LOOK, max(self._off[0].restore_at, self._next_start) - now))
-            else:
-                break
-        talk.finish()
-
-    def _next(self, now: float) -> _Going | None:
-        """The next one to begin with, if one waits."""
-        while True:
-            may_join = now < self._last_call and len(self._all) < MOST
-            cycle, self._first = self._first or (self._take() if may_join else None), None
-            if cycle is None:
-                return None
-            try:
-                going = _Going(cycle, _relay_of(cycle.device, "power cycle"))
-            except HardwareError as error:
-                cycle.done(error)
-                continue
-            self._all.append(going)
-            return going
-
-    def _switch(self, talk: _Conversation, going: _Going, *, power: bool) -> None:
-        """Raises PeerError."""
-        going.is_off = True
-        talk.turn_to(going.cycle.device.name, going.cycle.deadline)
+    def switch(self, talk: _Conversation, *, power: bool) -> None:
+        """Raises PeerError; what is the relay's own fault is noted."""
+        self.begun = self.is_off = True
+        talk.turn_to(self.cycle.device.name, self.cycle.deadline)
         try:
-            talk.switch(going.relay, power=power)
+            talk.switch(self.relay, power=power)
         except HardwareError as error:
-            going.failed = error
-        going.is_off = not power or going.failed is not None
+            self.failed = error
+        else:
+            self.is_off = not power
 
-    def tell(self, board: Board, failure: PeerError | None) -> None:
-        """Tell what came of each; ``failure`` is why the connection came to a bad end."""
-        for going in self._all:
-            error = going.failed
-            if failure is not None and error is None:
-                dark = DARK if going.is_off else ""
-                name = going.cycle.device.name
-                error = LaneError(name, "power cycle", f"{failure}{dark}", culprit=f"relay board {board}")
-                error.__cause__ = failure
-            going.cycle.done(error)
-        if self._first is not None and failure is not None:  # it did not come to a connection
-            lost = LaneError(self._first.device.name, "power cycle", str(failure), culprit=f"relay board {board}")
-            lost.__cause__ = failure
-            self._first.done(lost)
+    def lost(self, failure: PeerError) -> LaneError:
+        """What its end is when the connection came to a bad one: the board's failure, whatever its relay did."""
+        before = f" (before that, {self.failed.reason})" if self.failed is not None else ""
+        reason = f"{failure}{before}{DARK if self.is_off else ''}"
+        error = LaneError(self.cycle.device.name, "power cycle", reason, culprit=f"relay board {self.relay.board}")
+        error.__cause__ = failure
+        return error
 
 
 class _Conversation:

@@ -112,14 +112,14 @@ def live(name: str, look: Callable[[], Mapping[str, Any]], stamp: str | None = N
     """
     known = None if stamp is None else _etag(stamp)
     is_part = PART in request.headers
-    if is_part and known is not None and request.if_none_match.contains(known):
+    if is_part and known is not None and request.if_none_match.contains_weak(known):
         return _with_etag(Response(status=304), known)
     values = look()
     if stamp is None or is_part:
         part = render_template(f"parts/{name}.html", **values)
         known = known or _etag(part)
         if is_part:
-            if request.if_none_match.contains(known):
+            if request.if_none_match.contains_weak(known):
                 return _with_etag(Response(status=304), known)
             return _with_etag(make_response(part), known)
     return _with_etag(make_response(render_template(f"{name}.html", etag=known, **values)), None)
