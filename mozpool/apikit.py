@@ -14,7 +14,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -85,24 +85,33 @@ def site() -> Site:
 
 
 class LongPolls:
-    """Keeps long polls from using up all threads that serve calls."""
+    """Keeps calls that take long from using up all threads that serve calls.
+
+    A quarter of the slots is for those that do something; they are not to wait for calls that only look.
+    """
 
     def __init__(self, most: int, step_aside: Callable[[], None] = lambda: None) -> None:
         """``most`` is how many may wait at a time; ``step_aside`` is called when one begins to."""
         self._free = threading.BoundedSemaphore(most)
+        self._looks = threading.BoundedSemaphore(most - most // 4)
         self._step_aside = step_aside
 
     @contextmanager
-    def slot(self, seconds: float) -> Iterator[float]:
-        """The seconds that this call may wait: ``seconds``, or 0 when too many wait already."""
-        if seconds <= 0 or not self._free.acquire(blocking=False):
-            yield 0.0
-            return
-        try:
+    def slot(self, seconds: float, *, acts: bool = False) -> Iterator[float]:
+        """The seconds that this call may wait: ``seconds``, or 0 when too many wait already.
+
+        ``acts``: it does something, rather than look until something has happened.
+        """
+        needed = (self._free,) if acts else (self._looks, self._free)
+        with ExitStack() as taken:
+            for slots in needed:
+                if seconds <= 0 or not slots.acquire(blocking=False):
+                    taken.close()
+                    yield 0.0
+                    return
+                taken.callback(slots.release)
             self._step_aside()
             yield seconds
-        finally:
-            self._free.release()
 
 
 class Elsewhere(Exception):

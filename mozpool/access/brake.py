@@ -45,11 +45,12 @@ class Brake:
             if left > 0 and _digest(credentials) not in self._good:
                 raise TooManyCalls(f"too many bad credentials came from {address}: wait {left:.0f} s", left)
 
-    def failed(self, address: str) -> None:
-        """Credentials from this address were no good."""
+    def failed(self, address: str, credentials: str) -> None:
+        """Credentials from this address were no good. Nobody has to wait for more than all attempts to come back."""
         now, network = self._clock.monotonic(), caller(address)
         with self._lock:
-            self._full[network] = max(self._full.pop(network, now), now) + PAUSE
+            self._good.pop(_digest(credentials), None)
+            self._full[network] = min(max(self._full.pop(network, now), now) + PAUSE, now + BURST * PAUSE)
             while len(self._full) > KEPT:
                 self._full.popitem(last=False)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from flask import Flask, Response, current_app, request
+from flask import Flask, Response, current_app, g, request
 
 from mozpool.access.principal import Kind, Principal, Role
 from mozpool.access.signing import SCHEME, BadSignature, Call, OtherRun, Verifier
@@ -65,6 +65,7 @@ class Servers:
         except BadSignature as error:
             self._tell(error)
             raise
+        g.signed = True
         if sender.on_behalf is not None:
             return sender.on_behalf
         if request.endpoint not in OWN_CALLS:

@@ -520,7 +520,7 @@ def _while_held(row: Device) -> Iterator[BreakOff | None]:
 @contextmanager
 def _waiting(wanted: float) -> Iterator[float]:
     """The seconds that a call may wait for hardware. Raises TooBusy."""
-    with site().long_polls.slot(wanted) as seconds:
+    with site().long_polls.slot(wanted, acts=True) as seconds:
         if not seconds:
             raise TooBusy("too many calls wait for commands or changes; try again")
         yield seconds

@@ -14,7 +14,7 @@ from apiflask import APIFlask
 from flask import Response, g, has_request_context, request
 
 from mozpool import __version__, resources
-from mozpool.access import servers
+from mozpool.access import matrix, servers
 from mozpool.access.principal import principal
 from mozpool.apikit import MAX_BODY, SITE, LongPolls, Site
 from mozpool.bmm import api as bmm_api
@@ -139,6 +139,9 @@ def bare_app() -> APIFlask:
     apis = (*layers, accessapi, sessionapi, auditapi, reportapi, monitoring)
     for blueprint in (*(api.blueprint for api in apis), monitoring.scraped, files.blueprint, pages.blueprint):
         app.register_blueprint(blueprint)
+    for rule in app.url_map.iter_rules():
+        if rule.methods is not None and rule.endpoint in matrix.RULES and matrix.RULES[rule.endpoint].acts:
+            rule.methods.discard("HEAD")  # Flask does a GET for it: nobody expects that to act
     return app
 
 

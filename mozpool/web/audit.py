@@ -11,12 +11,14 @@ that were refused, too. In the table it is before the answer goes out. Left out 
 - what devices tell of themselves and is accepted: it is in their logs. In mode open, where nobody is known, that is
   every event that is no request (``please_...``), and what imaging servers tell requests (TOLD);
 - calls that belong to another imaging server, which audits them;
-- what is refused because too many calls come (429).
+- what is refused because too many calls come (429), and, of what is refused to nobody in particular, all but some calls
+  a minute of each address: the next row says how many more there were.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from contextlib import suppress
 from ipaddress import ip_address
 from itertools import pairwise
@@ -25,16 +27,19 @@ from typing import Any
 from apiflask import APIFlask
 from flask import Response, g, request
 
+from mozpool.access.addresses import caller
 from mozpool.access.audit import Auditor
 from mozpool.access.details import CALLED, fit, text
 from mozpool.access.matrix import RULES
 from mozpool.access.notes import noted
 from mozpool.access.principal import EVERYBODY, Kind, Principal, Role
 from mozpool.apikit import Site, json_body, site
+from mozpool.clock import Clock
 from mozpool.db.audit import OK, Entry
 from mozpool.errors import BadInput, DatabaseAway
 from mozpool.web.forward import CALLER, is_forwarded
 from mozpool.web.pages.base import me
+from mozpool.web.rates import MOST_KEYS, Rates
 
 log = logging.getLogger("mozpool.audit")
 
@@ -47,14 +52,40 @@ TOLD = frozenset({"claimed", "job_ended", "lifeguard_finished"})
 MAX_UNREAD = 10_000
 """Bytes of a body that is read for the audit alone."""
 
+STRANGERS = 60
+"""Calls a minute of one address that are written although nobody knows who made them, and they were refused; a fifth
+of them may come at once."""
+
 LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _NOBODY = Principal(Kind.NOBODY, Role.NOBODY)
 
 
+class Strangers:
+    """Calls of nobody that were refused: so many of each address are written, so that they do not fill the audit."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._rates = Rates(clock, STRANGERS)
+        self._lock = threading.Lock()
+        self._untold: dict[str, int] = {}
+
+    def untold(self, address: str) -> int | None:
+        """How many of an address were not written since the last one that was; None: this one is not, either."""
+        key = caller(address)
+        admitted = self._rates.take(key) is None
+        with self._lock:
+            if admitted:
+                return self._untold.pop(key, 0)
+            if len(self._untold) >= MOST_KEYS:
+                self._untold.clear()
+            self._untold[key] = self._untold.get(key, 0) + 1
+            return None
+
+
 def register(app: APIFlask, site: Site, auditor: Auditor) -> None:
     """Audit the calls of an application."""
     unknown = EVERYBODY if site.settings.auth_mode == "open" else _NOBODY
+    strangers = Strangers(site.clock)
 
     @app.after_request
     def audited(said: Response) -> Response:
@@ -62,7 +93,13 @@ def register(app: APIFlask, site: Site, auditor: Auditor) -> None:
             # With credentials that were refused, nobody has been put there.
             who = g.get("principal", unknown)
             if is_audited(who, said):
-                auditor.write(entry_of(who, said), away=_code(said) == DatabaseAway.code)
+                untold = 0
+                if who.kind is Kind.NOBODY and said.status_code in (401, 403):
+                    found = strangers.untold(request.remote_addr or "")
+                    if found is None:
+                        return said
+                    untold = found
+                auditor.write(entry_of(who, said, untold), away=_code(said) == DatabaseAway.code)
         except Exception:
             # Whatever is wrong here, what was carried out is answered.
             log.exception("not in the audit: %s %s: %d", request.method, request.endpoint, said.status_code)
@@ -78,7 +115,7 @@ def is_audited(who: Principal, said: Response) -> bool:
     is_wanted = made is not None and made.action is not None
     if method in LOOKING and not is_wanted:
         rule = RULES.get(endpoint)
-        if rule is None or not rule.acts or method == "HEAD":
+        if rule is None or not rule.acts:
             return False
     if is_forwarded() or (status == 302 and request.path.startswith("/api/")):
         return False
@@ -99,8 +136,11 @@ def _is_told(endpoint: str, who: Principal) -> bool:
     return event in TOLD if endpoint == "mozpool.request_event" else not event.startswith("please_")
 
 
-def entry_of(who: Principal, said: Response) -> Entry:
-    """The row of the current call, made by them and answered so. Time and server are the auditor's."""
+def entry_of(who: Principal, said: Response, untold: int = 0) -> Entry:
+    """The row of the current call, made by them and answered so. Time and server are the auditor's.
+
+    ``untold`` is how many like it have no row.
+    """
     made = noted()
     action = str(request.endpoint).rpartition(".")[2]
     details = _details(said)
@@ -114,6 +154,8 @@ def entry_of(who: Principal, said: Response) -> Entry:
     details.pop(used, None)
     if details.get("assignee") == name:
         details.pop("assignee", None)
+    if untold:
+        details["more"] = untold
     return Entry(
         ts=site().clock.now(),
         kind=who.kind.value,
@@ -139,13 +181,21 @@ def _body(said: Response) -> dict[str, Any]:
 
 
 def _details(said: Response) -> dict[str, Any]:
-    """What the call says: in its path and, of the API, in its query and its body."""
-    details: dict[str, Any] = {**(request.view_args or {})}
+    """What the call says: in its path and, of the API, in its query and its body.
+
+    The path is what it was about: what else has the same name stands beside it.
+    """
+    details: dict[str, Any] = {}
     if request.query_string and request.path.startswith("/api/"):
         details.update(request.args.to_dict(flat=True))
     details.update(_body(said))
+    for name, value in (request.view_args or {}).items():
+        if name in details and details[name] != value:
+            details[f"{name} (sent)"] = details[name]
+        details[name] = value
     seen_by_other = request.headers.get(CALLER)
-    if seen_by_other is not None:
+    # In mode open everybody may say anything.
+    if seen_by_other is not None and (g.get("signed", False) or "principal" not in g):
         details["caller"] = _address(seen_by_other)
     return details
 

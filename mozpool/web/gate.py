@@ -19,6 +19,7 @@ from mozpool.access.brake import Brake
 from mozpool.access.held import Held
 from mozpool.access.matrix import RULES, Rule
 from mozpool.access.principal import Kind, Principal, Role
+from mozpool.access.signing import OtherRun
 from mozpool.apikit import Site, device_key
 from mozpool.db import claims, requests
 from mozpool.errors import Forbidden, Unauthorized
@@ -84,15 +85,18 @@ class Gate:
         """Who calls. Raises Unauthorized, TooManyCalls."""
         address, credentials = request.remote_addr or "", request.headers.get("Authorization")
         if servers.credentials_of_call() is not None:
-            credentials = None  # a signature is no guess, and one for another run of this server is no fault
+            address = f"server {address}"  # servers are not to wait for others that call from where they do
         if credentials is not None:
             self.brake.check(address, credentials)
         for finder in self.finders:
             try:
                 found = finder()
+            except OtherRun:
+                raise  # this server has been started anew
             except Unauthorized:
-                if finder is not servers.find:
-                    self.brake.failed(address)
+                # Nobody guesses what sessions and boots are known by, and pages that are open go on asking.
+                if credentials is not None:
+                    self.brake.failed(address, credentials)
                 raise
             if found is not None:
                 if credentials is not None:

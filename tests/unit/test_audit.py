@@ -32,9 +32,11 @@ from mozpool.clock import Clock
 from mozpool.db import audit, tables
 from mozpool.db.audit import Entry, Filter
 from mozpool.db.engine import Database
+from mozpool.web.audit import STRANGERS
 from mozpool.web.forward import HEADER, ME
 from mozpool.web.gate import GATE
 from mozpool.web.pages.base import PART
+from tests.access_support import bearer, make_token
 from tests.app_fixtures import OWN, Server, server
 from tests.conftest import open_database
 from tests.mariadb import MariaDB
@@ -145,6 +147,56 @@ def test_a_device_that_is_called_by_its_id_is_named(imaging_server: Server) -> N
 def test_what_only_looks_and_what_devices_tell_is_not_in_it(imaging_server: Server, verb: str, path: str) -> None:
     imaging_server.client.open(path, method=verb)
     assert rows(imaging_server.daemon.database) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/api/device/device1/power-off/", "/api/device/device1/event/please_self_test/", "/api/request/1/event/close/"],
+)
+def test_what_acts_is_no_call_that_only_asks_for_headers(imaging_server: Server, path: str) -> None:
+    """Flask answers HEAD by doing GET."""
+    imaging_server.made("device1")
+    said = imaging_server.client.head(path)
+    assert said.status_code == 405
+    assert "HEAD" not in said.headers["Allow"]
+    assert last(imaging_server).action == "request_device"
+
+
+def test_the_path_says_what_a_call_was_about(imaging_server: Server) -> None:
+    """Whatever its body and its query say."""
+    device = imaging_server.device("device1")
+    path = f"/api/device/device1/state-change/{device.state}/to/locked_out/?name=device2"
+    assert imaging_server.post(path, {"name": "device3", "old": "failed"}).status_code == 200
+    row = last(imaging_server)
+    assert row.target == "device device1"
+    assert row.details["old"] == device.state
+    assert row.details["name (sent)"] == "device3"
+    assert row.details["old (sent)"] == "failed"
+
+
+def test_only_servers_say_from_where_they_were_called(sqlite_url: str, tmp_path: Path) -> None:
+    with server(sqlite_url, tmp_path, auth={"mode": "token"}) as site:
+        headers = {"Mozpool-Caller": "192.0.2.99", **bearer(make_token(site.daemon.database, "op", "operator"))}
+        assert site.post("/api/device/device1/set-comments/", {"comments": "x"}, headers=headers).status_code == 200
+        row = last(site)
+        assert row.address == "127.0.0.1"
+        assert "caller" not in row.details
+
+
+def test_strangers_do_not_fill_it(sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused to nobody in particular is written so many times a minute, and counted."""
+    with server(sqlite_url, tmp_path, auth={"mode": "token"}) as site:
+        clock, now = site.daemon.clock, site.daemon.clock.monotonic
+        path = "/api/device/device1/power-off/"
+        for number in range(100):
+            assert site.get(path, environ_base={"REMOTE_ADDR": "192.0.2.1"}).status_code == 401, number
+        written = len(rows(site.daemon.database))
+        assert STRANGERS / 5 <= written < 50
+        site.get(path, environ_base={"REMOTE_ADDR": "192.0.2.2"})
+        assert len(rows(site.daemon.database)) == written + 1
+        monkeypatch.setattr(clock, "monotonic", lambda: now() + 60)
+        site.get(path, environ_base={"REMOTE_ADDR": "192.0.2.1"})
+        assert last(site).details["more"] == 100 - written
 
 
 def test_in_mode_open_events_that_people_send_are_in_it(imaging_server: Server) -> None:

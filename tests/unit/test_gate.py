@@ -473,17 +473,55 @@ def test_the_brake_lets_go_with_time() -> None:
     brake = Brake(clock)
     for _ in range(BURST):
         brake.check("2001:db8::1", "a")
-        brake.failed("2001:db8::1")
+        brake.failed("2001:db8::1", "a")
     with pytest.raises(TooManyCalls):
         brake.check("2001:db8::2", "a")
     brake.check("2001:db8:0:1::2", "a")
     clock.advance(PAUSE)
     brake.check("2001:db8::2", "a")
-    brake.failed("2001:db8::2")
+    brake.failed("2001:db8::2", "a")
     with pytest.raises(TooManyCalls):
         brake.check("2001:db8::1", "a")
     brake.passed("b")
     brake.check("2001:db8::1", "b")
+
+
+def test_nobody_waits_for_longer_than_all_attempts_take_to_come_back() -> None:
+    clock = SimClock()
+    brake = Brake(clock)
+    for _ in range(1000):
+        brake.failed("192.0.2.1", "a")
+    clock.advance(PAUSE)
+    brake.check("192.0.2.1", "b")
+
+
+def test_what_was_good_once_is_not_let_through_when_it_no_longer_is() -> None:
+    brake = Brake(SimClock())
+    brake.passed("was revoked since")
+    for _ in range(BURST):
+        brake.check("192.0.2.1", "was revoked since")
+        brake.failed("192.0.2.1", "was revoked since")
+    with pytest.raises(TooManyCalls):
+        brake.check("192.0.2.1", "was revoked since")
+
+
+def test_a_page_whose_session_is_over_locks_nobody_out(people: People) -> None:
+    """Nor does a board with the token of another boot."""
+    people.server.client.set_cookie("mozpool_session", "over")
+    for _ in range(2 * BURST):
+        assert people.server.get("/api/device/device1/log/").status_code == 401
+    people.server.client.delete_cookie("mozpool_session")
+    event = "/api/device/device1/event/mobile_init_started/"
+    for _ in range(2 * BURST):
+        assert people.get(event, {"Mozpool-Boot-Token": "of another boot"}).status_code in (401, 403)
+    assert people.get("/api/whoami/", people.me).status_code == 200
+
+
+def test_bad_signatures_are_slowed_down_apart_from_tokens(people: People) -> None:
+    statuses = [people.get("/api/whoami/", {"Authorization": "Mozpool-Server x y"}).status_code for _ in range(30)]
+    assert set(statuses[:BURST]) == {401}
+    assert statuses[-1] == 429
+    assert people.get("/api/whoami/", people.me).status_code == 200
 
 
 # Logs

@@ -120,7 +120,7 @@ def _token_person(text: str) -> tuple[Person, timedelta | None]:
         with here.database.read() as conn:
             token = tokens.check(conn, text, now)
     except Unauthorized:
-        brake.failed(caller)
+        brake.failed(caller, text)
         raise
     brake.passed(text)
     bearer.note_use(token, now)
