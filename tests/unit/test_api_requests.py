@@ -678,13 +678,19 @@ def test_a_request_waits_for_its_device(imaging_server: Server) -> None:
 def test_long_polls_do_not_use_up_all_threads(imaging_server: Server) -> None:
     number = imaging_server.made(labels={"pool": "none"})
     polls = imaging_server.app.extensions["mozpool.site"].long_polls
-    slots = [polls.slot(60) for _ in range(imaging_server.daemon.settings.server.threads // 2)]
+    half = imaging_server.daemon.settings.server.threads // 2
+    slots = [polls.slot(60) for _ in range(half - half // 4)]
     assert [slot.__enter__() for slot in slots] == [60] * len(slots)
     before = imaging_server.daemon.clock.monotonic()
     assert imaging_server.get(f"/api/request/{number}/status/?wait=60").status_code == 200
     assert imaging_server.daemon.clock.monotonic() - before < 10
-    for slot in slots:
+    # What acts does not wait for what looks, but it is not without limit either.
+    acting = [polls.slot(60, acts=True) for _ in range(half // 4 + 1)]
+    assert [slot.__enter__() for slot in acting] == [60] * (half // 4) + [0]
+    for slot in (*slots, *acting):
         slot.__exit__(None, None, None)
+    with polls.slot(60) as seconds:
+        assert seconds == 60
 
 
 # --- Repeated calls ---
