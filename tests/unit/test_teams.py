@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def test_a_team_that_is_gone_has_no_room(guarded: Server) -> None:
     assert room(number)
     assert room(unlimited)
     for team_id in (number, unlimited):
-        guarded.daemon.database.run(lambda conn, team_id=team_id: teams.remove(conn, team_id))
+        guarded.daemon.database.run(partial(teams.remove, team_id=team_id))
         assert not room(team_id)
 
 
