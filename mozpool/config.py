@@ -558,6 +558,11 @@ class Auth:
         "cookies are sent encrypted only.",
     )
     session_lifetime: float = setting(SECONDS, 43200.0, "How long somebody stays signed on in a browser, in seconds.")
+    token_lifetime: int = setting(
+        integer(1, 3650),
+        90,
+        "How many days a token is good for at most that somebody makes who signed on through the OpenID provider.",
+    )
     audit_log: Path | None = setting(
         optional(PATH), None, "A file that each change is appended to as a line of JSON, besides the table audit."
     )

@@ -316,10 +316,13 @@ CREATE TABLE tokens (
     revoked DATETIME(6),
     last_used DATETIME(6),
     last_address VARCHAR(64),
+    parent_id BIGINT UNSIGNED COMMENT 'the token by which it was made; null = none was',
     CONSTRAINT pk_tokens PRIMARY KEY (id)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
 CREATE INDEX ix_tokens_name ON tokens (name);
+
+CREATE INDEX ix_tokens_parent_id ON tokens (parent_id);
 
 CREATE TABLE devices (
     id INTEGER UNSIGNED NOT NULL AUTO_INCREMENT,

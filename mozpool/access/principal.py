@@ -68,6 +68,11 @@ class Principal:
     session: int | None = None
     """The id of the session in a browser, with which nothing may be changed by a GET or without its CSRF token."""
 
+    @property
+    def is_of_provider(self) -> bool:
+        """Whether they have signed on through the OpenID provider, without a token."""
+        return self.kind is Kind.PERSON and self.credential is None
+
     def owns(self, made_by: str | None) -> bool:
         """Whether a request that was made by this name is their own; in mode open all are."""
         return self.kind is Kind.OPEN or (self.name is not None and self.name == made_by)

@@ -18,7 +18,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from mozpool.access.principal import Role
-from mozpool.db import sessions
+from mozpool.db import sessions, tokens
 from mozpool.db.sessions import NewSession
 
 LONGEST = 128
@@ -52,11 +52,21 @@ def is_csrf(secret: str, said: str) -> bool:
     return hmac.compare_digest(csrf(secret).encode(), said.encode(errors="replace"))
 
 
+def judge_anew(conn: Connection, name: str, role: Role, team_id: int | None, now: datetime) -> None:
+    """Let what the OpenID provider says of somebody now hold for all that they have by its word.
+
+    Their sessions get this role, or end when it is NOBODY; of the tokens that they made for themselves, those of a
+    higher role are revoked.
+    """
+    sessions.judge_anew(conn, name, str(role) if role else None, team_id)
+    tokens.revoke_own(conn, name, [str(each) for each in Role if each <= role], now)
+
+
 def begin(conn: Connection, person: Person, now: datetime, expires: datetime, address: str | None) -> str:
     """Begin a session until ``expires``; its secret. What was said of the person before now holds no more."""
     secret = secrets.token_urlsafe(32)
     if person.token_id is None:
-        sessions.judge_anew(conn, person.name, str(person.role), person.team_id)
+        judge_anew(conn, person.name, person.role, person.team_id, now)
     sessions.add(
         conn,
         NewSession(

@@ -124,6 +124,15 @@ def used(conn: Connection, number: int, now: datetime, address: str | None) -> N
     conn.execute(update(sessions).where(sessions.c.id == number).values(last_used=now, address=address))
 
 
+def hold(conn: Connection, number: int, role: str, now: datetime) -> bool:
+    """Note that a session of the OpenID provider is used, so that nobody is judged anew before the transaction ends.
+
+    False when it has ended or has another role by now.
+    """
+    query = update(sessions).where(sessions.c.id == number, sessions.c.role == role)
+    return conn.execute(query.values(last_used=now)).rowcount == 1
+
+
 def end(conn: Connection, number: int) -> bool:
     """End a session; whether there was one."""
     return conn.execute(delete(sessions).where(sessions.c.id == number)).rowcount > 0

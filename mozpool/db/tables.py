@@ -516,6 +516,7 @@ tokens = Table(
     Column("revoked", UTCDateTime, nullable=True),
     Column("last_used", UTCDateTime, nullable=True),
     Column("last_address", String(64), nullable=True),
+    Column("parent_id", BigId, nullable=True, index=True, comment="the token by which it was made; null = none was"),
     **ENGINE,
 )
 

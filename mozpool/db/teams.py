@@ -135,9 +135,10 @@ def has_room(conn: Connection, team_id: int) -> bool:
     """Whether a request of the team may claim one more device, in the transaction that claims it.
 
     The team's claims take turns, on all servers and all nodes of a cluster, by writing its row: no two of them count
-    the same devices.
+    the same devices. A team that was deleted may have none.
     """
-    if conn.execute(_TAKE_TURN, {"team": team_id}).rowcount != 1:
-        return True
-    most = conn.scalar(_MOST, {"team": team_id})
-    return most is None or held(conn, team_id) < most
+    limited = conn.execute(_TAKE_TURN, {"team": team_id}).rowcount == 1
+    row = conn.execute(_MOST, {"team": team_id}).first()
+    if row is None:
+        return False
+    return row[0] is None or (limited and held(conn, team_id) < row[0])

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -34,6 +34,8 @@ class Token:
     revoked: datetime | None
     last_used: datetime | None
     last_address: str | None
+    parent_id: int | None
+    """The token by means of which it was made, if one was."""
     team: Team | None
     """None also when it was deleted: then the token is good for nothing."""
 
@@ -94,10 +96,33 @@ def add(conn: Connection, values: Mapping[str, Any]) -> int:
     return int(key[0])
 
 
-def revoke(conn: Connection, token_id: int, now: datetime) -> bool:
-    """Make a token good for nothing from now on; False when it was revoked before."""
-    done = conn.execute(update(tokens).where(tokens.c.id == token_id, tokens.c.revoked.is_(None)).values(revoked=now))
-    return done.rowcount == 1
+def revoke(conn: Connection, token_ids: Collection[int], now: datetime) -> None:
+    """Make tokens good for nothing from now on, with those that were made by means of them, and so on.
+
+    They are written before their children are read, as :func:`hold` writes them before a child is made.
+    """
+    found = list(token_ids)
+    while found:
+        conn.execute(update(tokens).where(tokens.c.id.in_(found), tokens.c.revoked.is_(None)).values(revoked=now))
+        found = list(conn.scalars(select(tokens.c.id).where(tokens.c.parent_id.in_(found)).with_for_update()))
+
+
+def revoke_own(conn: Connection, name: str, but: Collection[str], now: datetime) -> None:
+    """Revoke the tokens that somebody made for themselves without a token, but for those of the roles ``but``."""
+    query = select(tokens.c.id).where(
+        exactly(tokens.c.name, name),
+        exactly(tokens.c.created_by, name),
+        tokens.c.parent_id.is_(None),
+        tokens.c.revoked.is_(None),
+        tokens.c.role.not_in(but),
+    )
+    revoke(conn, conn.scalars(query.with_for_update()).all(), now)
+
+
+def hold(conn: Connection, token_id: int, now: datetime) -> bool:
+    """Note that a token is used, so that none revokes it before the transaction ends; False when it is revoked."""
+    query = update(tokens).where(tokens.c.id == token_id, tokens.c.revoked.is_(None))
+    return conn.execute(query.values(last_used=now)).rowcount == 1
 
 
 def note_use(conn: Connection, token_id: int, now: datetime, address: str | None, unless_since: datetime) -> None:

@@ -327,7 +327,7 @@ class Matcher:
         if request.id in self._claiming or request.id in self._planned or request.owner_id in plan.away:
             return True
         team = self._team_of(conn, request.team_id)
-        if team is not None and not self._has_room(conn, team, plan):
+        if request.team_id is not None and not self._has_room(conn, request.team_id, team, plan):
             return True
         criteria = Criteria.of(request, None if team is None else team.environments)
         if criteria.key in plan.unserved:
@@ -349,11 +349,16 @@ class Matcher:
         return True
 
     @staticmethod
-    def _has_room(conn: Connection, team: Team, plan: _Plan) -> bool:
-        """Whether a team may have one more device, as far as that can be planned: its claim counts again."""
-        if team.id not in plan.room:
-            plan.room[team.id] = math.inf if team.max_devices is None else team.max_devices - teams.held(conn, team.id)
-        return plan.room[team.id] > 0
+    def _has_room(conn: Connection, team_id: int, team: Team | None, plan: _Plan) -> bool:
+        """Whether a team may have one more device, as far as that can be planned: its claim counts again.
+
+        One that was deleted may have none.
+        """
+        if team is None:
+            plan.room[team_id] = 0
+        elif team_id not in plan.room:
+            plan.room[team_id] = math.inf if team.max_devices is None else team.max_devices - teams.held(conn, team_id)
+        return plan.room[team_id] > 0
 
     def _candidates(self, conn: Connection, request: Request, criteria: Criteria, plan: _Plan) -> list[Candidate]:
         """Free devices for a request: first those that hold the wanted image already, then any at random."""
@@ -460,6 +465,8 @@ def explain(conn: Connection, request: Request, away: frozenset[int] = frozenset
     if request.owner_id in away:
         return Waiting(f"its imaging server {request.owner} is away", place)
     team = None if request.team_id is None else teams.get(conn, request.team_id)
+    if request.team_id is not None and team is None:
+        return Waiting("its team was deleted", place)
     if team is not None and team.max_devices is not None and teams.held(conn, team.id) >= team.max_devices:
         return Waiting(f"team {team.name} has all the devices that it may have at a time: {team.max_devices}", place)
     criteria = Criteria.of(request, None if team is None else team.environments)

@@ -508,12 +508,11 @@ def read_log(conn: Connection, request_id: int, query: LogQuery) -> list[logs.Lo
 def request_renew(number: str) -> Response:
     """Let a request expire in so many seconds from now.
 
-    403 where that is longer, counted from when it was made, than its maker's team may have a device.
+    403 where that is longer, counted from when it was made, than the request's team may have a device.
     """
     body = apikit.parse(schemas.RenewBody, apikit.json_body())
-    who = principal()
-    by_holder = who.role < Role.OPERATOR
-    mozpool().renew(own_request(number), body.duration, by_holder=by_holder, team=who.team if by_holder else None)
+    by_holder = principal().role < Role.OPERATOR
+    mozpool().renew(own_request(number), body.duration, by_holder=by_holder)
     return done()
 
 

@@ -11,14 +11,14 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from mozpool.clock import Clock, Event
-from mozpool.db import devices, history, images, requests
+from mozpool.db import devices, history, images, requests, teams
 from mozpool.db.engine import Database
 from mozpool.db.requests import Request
 from mozpool.db.tables import request_history
@@ -390,22 +390,22 @@ class MozPool:
 
     # Changing
 
-    def renew(self, request_id: int, duration: float, *, by_holder: bool = False, team: Team | None = None) -> None:
+    def renew(self, request_id: int, duration: float, *, by_holder: bool = False) -> None:
         """Let the request expire so many seconds from now. Raises NotFound, BadInput; Unprocessable when it ended.
 
-        ``by_holder``: what has expired is lost for them, even if nobody has closed it yet. ``team``: theirs, which may
-        not have a device any longer than it may; raises Forbidden.
+        ``by_holder``: what has expired is lost for them, even if nobody has closed it yet, and they may have the device
+        no longer than the request's team may; raises Forbidden.
         """
         self.check_duration(duration)
         now = self._clock.now()
         expires = now + timedelta(seconds=duration)
-        if team is not None and team.max_duration is not None:
-            request = self.get(request_id)
-            if expires > (request.created or now) + timedelta(seconds=team.max_duration):
-                raise Forbidden(_too_long(team), field="duration")
-        renewed = self._database.run(
-            lambda conn: requests.set_expires(conn, request_id, expires, now if by_holder else None), repeatable=True
-        )
+
+        def work(conn: Connection) -> bool:
+            if by_holder:
+                self._check_team_until(conn, request_id, now, expires)
+            return requests.set_expires(conn, request_id, expires, now if by_holder else None)
+
+        renewed = self._database.run(work, repeatable=True)
         self.driver.forget(request_id)
         if not renewed:
             request = self.get(request_id)
@@ -415,6 +415,20 @@ class MozPool:
             "request", request_id, f"request {request_id}", "mozpool", f"renewed until {expires:%Y-%m-%d %H:%M:%S}"
         )
         self.driver.wake(request_id)
+
+    @staticmethod
+    def _check_team_until(conn: Connection, request_id: int, now: datetime, expires: datetime) -> None:
+        """Raise Forbidden when the team of a request may not have a device until ``expires``."""
+        request = requests.get(conn, request_id)
+        if request is None or request.team_id is None:
+            return
+        team = teams.get(conn, request.team_id)
+        if team is None:
+            raise Forbidden(f"the team of request {request_id} was deleted")
+        if team.max_duration is None:
+            return
+        if expires > (request.created or now) + timedelta(seconds=team.max_duration):
+            raise Forbidden(_too_long(team), field="duration")
 
     def give_back(self, request_id: int) -> None:
         """Close a request; nothing changes when it has ended already. Raises NotFound."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
 from apiflask import APIBlueprint
@@ -22,11 +22,11 @@ from mozpool.access import tokens
 from mozpool.access.principal import Principal, Role, principal
 from mozpool.apikit import MAX_SECONDS, Flag, Input, Name, PageQuery, Seconds, Whole, answer, done, endpoint, site
 from mozpool.apikit import time_text as shown_time
-from mozpool.db import requests, teams
+from mozpool.db import requests, sessions, teams
 from mozpool.db import tokens as token_rows
 from mozpool.db.teams import Team
 from mozpool.db.tokens import Token
-from mozpool.errors import BadInput, Conflict, Forbidden, NotFound
+from mozpool.errors import BadInput, Conflict, Forbidden, NotFound, Unauthorized
 from mozpool.pool.criteria import Criteria
 
 blueprint = APIBlueprint("access", __name__, tag="Access", url_prefix="/api")
@@ -77,7 +77,9 @@ class TokenBody(Input):
         None, description="For people: what it is used for."
     )
     duration: Annotated[Seconds, Field(gt=0)] | None = Field(
-        None, description="Seconds that it is good for; without it, until it is revoked."
+        None,
+        description="Seconds that it is good for; without it, until it is revoked. Whoever signed on through the "
+        "OpenID provider gets at most as many days as [auth] token_lifetime says, and without it so many.",
     )
 
 
@@ -245,13 +247,13 @@ def _token_info(row: Token) -> dict[str, Any]:
 def token_create() -> Response:
     """Make a token, whose text is in the answer and nowhere else.
 
-    Others than admins make them for themselves, with at most their own role, their own team, and no longer good than
-    the token they call with.
+    It is no longer good than the token they call with, and revoked with it. Others than admins make them for
+    themselves, with at most their own role and their own team.
     """
     body = apikit.parse(TokenBody, apikit.json_body())
     who, here = principal(), site()
     now = here.clock.now()
-    expires = None if body.duration is None else now + timedelta(seconds=body.duration)
+    expires = _expires(who, body.duration, now)
     name = body.name or who.name
     if name is None:
         raise BadInput("name: is missing", field="name")
@@ -259,11 +261,12 @@ def token_create() -> Response:
     def work(conn: Connection) -> tuple[Token, str]:
         team = who.team if body.team is None else _team(conn, body.team)
         role = Role.of(body.role or str(min(who.role, Role.USER)))
+        _hold(conn, who, now)
         own = None if who.credential is None else token_rows.get(conn, who.credential)
         last = None if own is None else own.expires
         _check_may_make(who, name, role, team)
         good_until = expires
-        if who.role < Role.ADMIN and last is not None:
+        if last is not None:
             if body.duration is not None and expires is not None and expires > last:
                 raise Forbidden(f"duration: your own token is good until {shown_time(last)} only", field="duration")
             good_until = expires or last
@@ -277,6 +280,7 @@ def token_create() -> Response:
                 "created": now,
                 "created_by": who.name or ANYBODY,
                 "expires": good_until,
+                "parent_id": who.credential,
             },
         )
         made = token_rows.get(conn, token_id)
@@ -287,6 +291,24 @@ def token_create() -> Response:
     said = answer({"token": {**_token_info(made), "token": text}})
     said.cache_control.no_store = True
     return said
+
+
+def _expires(who: Principal, duration: float | None, now: datetime) -> datetime | None:
+    """Until when a token is to be good. Raises BadInput when that is longer than the provider's people may ask for."""
+    if who.is_of_provider:
+        most = site().settings.auth.token_lifetime * 86400
+        if duration is not None and duration > most:
+            raise BadInput.value("duration", duration, f"at most {most} seconds")
+        duration = most if duration is None else duration
+    return None if duration is None else now + timedelta(seconds=duration)
+
+
+def _hold(conn: Connection, who: Principal, now: datetime) -> None:
+    """Have nobody take away what a token is made by means of, before that is done. Raises Unauthorized."""
+    if who.credential is not None and not token_rows.hold(conn, who.credential, now):
+        raise Unauthorized(f"token {who.credential} was revoked")
+    if who.is_of_provider and who.session is not None and not sessions.hold(conn, who.session, str(who.role), now):
+        raise Unauthorized("you are not signed on any more, or with another role")
 
 
 def _check_may_make(who: Principal, name: str, role: Role, team: Team | None) -> None:
@@ -303,7 +325,10 @@ def _check_may_make(who: Principal, name: str, role: Role, team: Team | None) ->
 
 @endpoint(blueprint, "/token/<number>/revoke/", "POST", answers=None, body=Input, errors=[400, 404])
 def token_revoke(number: str) -> Response:
-    """Make a token, and who signed on with it, good for nothing from now on; nothing changes when it is so already."""
+    """Make a token, and who signed on with it, good for nothing from now on; nothing changes when it is so already.
+
+    So are the tokens that were made by means of it, and by means of those.
+    """
     apikit.json_body()
     if not re.fullmatch(r"\d{1,18}", number, re.ASCII):
         raise BadInput.value("token", number, "the number of a token")
@@ -313,7 +338,7 @@ def token_revoke(number: str) -> Response:
         row = token_rows.get(conn, int(number))
         if row is None or (who.role < Role.ADMIN and row.name != who.name):
             raise NotFound(f"you have no token {int(number)}", field="token")
-        token_rows.revoke(conn, row.id, now)
+        token_rows.revoke(conn, [row.id], now)
 
     site().database.run(work, repeatable=True)
     return done()

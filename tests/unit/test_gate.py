@@ -10,15 +10,17 @@ import random
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 from werkzeug.test import TestResponse
 
+from mozpool.access import tokens
 from mozpool.access.brake import BURST, PAUSE, Brake
 from mozpool.access.matrix import RULES
 from mozpool.access.principal import Kind, Principal, Role
@@ -27,8 +29,9 @@ from mozpool.db import tables
 from mozpool.db import tokens as token_rows
 from mozpool.errors import TooManyCalls
 from mozpool.fakes.sutagent import COMMAND_PORT
+from mozpool.web.app import create_app
 from mozpool.web.gate import GATE, Gate
-from tests.access_support import bearer, make_team, make_token
+from tests.access_support import bearer, begin_session, cookies, from_page, make_team, make_token
 from tests.app_fixtures import OTHER, Server, server
 
 ME, YOU = "me@example.com", "you@example.com"
@@ -193,6 +196,73 @@ def test_no_token_outlives_the_one_that_made_it(people: People) -> None:
     assert made["expires"] == until.strftime("%Y-%m-%dT%H:%M:%S")
     assert people.post("/api/token/create/", short, {"duration": 7200}).status_code == 403
     assert people.post("/api/token/create/", short, {"duration": 60}).status_code == 200
+    root = bearer(make_token(people.database, "root@example.com", "admin", expires=until))
+    made = people.post("/api/token/create/", root, {"name": YOU}).get_json()["token"]
+    assert made["expires"] == until.strftime("%Y-%m-%dT%H:%M:%S")
+    assert people.post("/api/token/create/", root, {"name": YOU, "duration": 7200}).status_code == 403
+
+
+def test_what_was_made_with_a_revoked_token_is_revoked_too(people: People) -> None:
+    def made(headers: dict[str, str], **body: Any) -> dict[str, str]:
+        said = people.post("/api/token/create/", headers, body)
+        assert said.status_code == 200, said.text
+        return bearer(said.get_json()["token"]["token"])
+
+    def good(headers: dict[str, str]) -> bool:
+        return people.get("/api/device/list/", headers).status_code == 200
+
+    first = make_token(people.database, "boss@example.com", "admin")
+    child = made(bearer(first), name=ME, role="admin")
+    grandchild = made(child, role="user")
+    secret = begin_session(people.database, ME, "admin", token=child["Authorization"].split()[1])
+    browser = create_app(people.server.daemon.services).test_client()
+    for key, value in cookies(secret).items():
+        browser.set_cookie(key, value)
+    said = browser.post("/api/token/create/", json={}, headers=from_page(secret))
+    by_session = bearer(said.get_json()["token"]["token"])
+    sibling = made(people.me)
+    others = [child, grandchild, by_session]
+    assert all(good(each) for each in others)
+    number = int(first.split("_")[1])
+    assert people.post(f"/api/token/{number}/revoke/", people.admin).status_code == 204
+    assert not any(good(each) for each in [bearer(first), *others])
+    assert browser.get("/api/device/list/").status_code == 401
+    assert good(sibling)
+    assert good(people.me)
+
+
+def test_a_token_is_not_made_with_one_that_is_revoked_meanwhile(people: People) -> None:
+    """Whichever is first: either the new one is not made, or it is revoked as well."""
+    database, now = people.database, people.database.clock.now()
+    number = int(make_token(database, ME, "user").split("_")[1])
+    held, may_end, begun = threading.Event(), threading.Event(), threading.Event()
+
+    def making() -> None:
+        with database.begin() as conn:
+            assert token_rows.hold(conn, number, now)
+            held.set()
+            assert may_end.wait(30)
+            tokens.create(conn, {"name": ME, "role": "user", "created": now, "created_by": ME, "parent_id": number})
+
+    def revoking(conn: Connection) -> None:
+        token_rows.get(conn, number)  # its view of the table is older than the new token
+        begun.set()
+        token_rows.revoke(conn, [number], now)
+
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(making)
+        assert held.wait(30)
+        two = threads.submit(database.run, revoking)
+        if database.dialect == "mysql":  # with SQLite it does not even begin
+            assert begun.wait(30)
+        assert not wait([two], 0.5).done
+        may_end.set()
+        one.result()
+        two.result()
+    with database.read() as conn:
+        revoked = [each.id >= number for each in token_rows.find(conn, name=ME) if each.revoked == now]
+    assert revoked == [True, True]
+    assert not database.run(lambda conn: token_rows.hold(conn, number, now))
 
 
 def test_the_last_use_is_noted_once_a_minute(people: People) -> None:

@@ -22,6 +22,7 @@ from mozpool.access import people, sessions, tokens
 from mozpool.access.principal import Role
 from mozpool.config import Auth
 from mozpool.db import audit, tables, teams, upkeep
+from mozpool.db import sessions as session_rows
 from mozpool.db import tokens as token_rows
 from mozpool.web import signon
 from mozpool.web.app import create_app
@@ -144,7 +145,7 @@ def test_a_session_is_worth_what_its_token_is_worth_now(site: Server) -> None:
     assert site.get("/requests/new", headers=PAGE).status_code == 403
     site.daemon.database.run(lambda conn: conn.execute(update(tables.tokens).values(role="user")))
     assert site.get("/requests/new", headers=PAGE).status_code == 200
-    site.daemon.database.run(lambda conn: token_rows.revoke(conn, 1, site.daemon.clock.now()))
+    site.daemon.database.run(lambda conn: token_rows.revoke(conn, [1], site.daemon.clock.now()))
     said = site.get("/requests/new", headers=PAGE)
     assert (said.status_code, said.headers["Location"]) == (303, "/login?next=/requests/new")
     assert site.get("/api/device/list/").status_code == 401
@@ -535,6 +536,78 @@ def test_tokens_are_not_touched_by_what_the_provider_says(oidc_site: Server, pro
     provider.people(grace=["lab"])
     through(create_app(oidc_site.daemon.services).test_client(), provider, "grace")
     assert oidc_site.get("/new-pxe-config", headers=PAGE).status_code == 200
+
+
+def made_token(client: FlaskClient, **body: Any) -> TestResponse:
+    """What a page of the client's session is told when it makes a token."""
+    return client.post("/api/token/create/", json=body, headers={"Mozpool-Csrf": csrf(client)})
+
+
+def test_tokens_of_people_of_the_provider_expire(oidc_site: Server, provider: OpenIDProvider) -> None:
+    through(oidc_site.client, provider, "ada")
+    now = oidc_site.daemon.clock.now()
+    longest = 90 * 86400
+    for body, seconds in (({}, longest), ({"duration": longest}, longest), ({"duration": 60}, 60)):
+        made = made_token(oidc_site.client, **body).get_json()["token"]
+        with oidc_site.daemon.database.read() as conn:
+            row = token_rows.get(conn, made["id"])
+        assert row is not None and row.expires is not None
+        assert abs(row.expires - now - timedelta(seconds=seconds)) < timedelta(minutes=1)
+    said = made_token(oidc_site.client, duration=longest + 1)
+    assert said.status_code == 400
+    error = said.get_json()["error"]
+    assert error["field"] == "duration"
+    assert str(longest + 1) in error["message"] and f"at most {longest} seconds" in error["message"]
+    page = oidc_site.get("/tokens", headers=PAGE).text
+    assert "until it is revoked" not in page
+    assert f'<option value="{longest}" selected>90 days</option>' in page
+    assert "1 year" not in page
+    # Whoever signed on with a token is limited by that token alone.
+    other = create_app(oidc_site.daemon.services).test_client()
+    sign_on(other, token(oidc_site))
+    assert made_token(other).get_json()["token"]["expires"] is None
+    assert "until it is revoked" in other.get("/tokens", headers=PAGE).text
+
+
+def test_tokens_go_with_the_role_that_they_were_made_in(oidc_site: Server, provider: OpenIDProvider) -> None:
+    laptop, phone = (create_app(oidc_site.daemon.services).test_client() for _ in range(2))
+    through(laptop, provider, "grace")
+
+    def made(client: FlaskClient, **body: Any) -> str:
+        said = made_token(client, **body)
+        assert said.status_code == 200, said.text
+        return str(said.get_json()["token"]["token"])
+
+    def good(text: str) -> bool:
+        headers = {"Authorization": f"Bearer {text}"}
+        client = create_app(oidc_site.daemon.services).test_client()
+        return client.get("/api/device/list/", headers=headers).status_code == 200
+
+    high, low, machine = made(laptop, role="admin"), made(laptop), made(laptop, name="builder-1")
+    given = token(oidc_site, "admin", name="grace@example.com")
+    sign_on(phone, high)
+    child = made(phone, role="user")
+    provider.people(grace=["lab"])
+    through(create_app(oidc_site.daemon.services).test_client(), provider, "grace")
+    assert [good(each) for each in (high, child, low, machine, given)] == [False, False, True, True, True]
+    assert made_token(laptop, role="admin").status_code == 403
+    provider.people(grace=[])
+    assert through(create_app(oidc_site.daemon.services).test_client(), provider, "grace").status_code == 403
+    assert [good(each) for each in (low, machine, given)] == [False, True, True]
+
+
+def test_no_token_is_made_by_who_is_judged_anew_meanwhile(oidc_site: Server, provider: OpenIDProvider) -> None:
+    through(oidc_site.client, provider, "grace")
+    database, now = oidc_site.daemon.database, oidc_site.daemon.clock.now()
+    with database.read() as conn:
+        number = int(conn.scalar(select(tables.sessions.c.id)) or 0)
+    name = "grace@example.com"
+    assert database.run(lambda conn: session_rows.hold(conn, number, "admin", now))
+    database.run(lambda conn: sessions.judge_anew(conn, name, Role.USER, None, now))
+    assert not database.run(lambda conn: session_rows.hold(conn, number, "admin", now))
+    assert database.run(lambda conn: session_rows.hold(conn, number, "user", now))
+    database.run(lambda conn: sessions.judge_anew(conn, name, Role.NOBODY, None, now))
+    assert not database.run(lambda conn: session_rows.hold(conn, number, "user", now))
 
 
 def test_an_address_that_is_not_proven_names_nobody(oidc_site: Server, provider: OpenIDProvider) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,28 @@ def test_the_longest_duration_counts_from_the_request(guarded: Server) -> None:
     assert longer.status_code == 204, "operators may let somebody have it longer"
 
 
+def test_the_longest_duration_is_that_of_the_requests_team(guarded: Server) -> None:
+    """Whichever team their maker is in when they renew it."""
+    database = guarded.daemon.database
+    mine = member(guarded, "web", max_duration=3600)
+    number = guarded.made(duration=3600, headers=mine)
+    outside = bearer(make_token(database, "somebody@web", "user"))
+    wide = make_team(database, "wide", max_duration=90000)
+    elsewhere = bearer(make_token(database, "somebody@web", "user", team_id=wide))
+
+    def renewed(number: int, seconds: int, headers: dict[str, str]) -> int:
+        return guarded.post(f"/api/request/{number}/renew/", {"duration": seconds}, headers=headers).status_code
+
+    for headers in (outside, elsewhere):
+        assert renewed(number, 3700, headers) == 403
+        assert renewed(number, 3000, headers) == 204
+    free = guarded.made(duration=3600, headers=outside)
+    assert renewed(free, 9000, mine) == 204, "a request without a team has no such limit"
+    gone = tables.requests.update().where(tables.requests.c.id == number).values(team_id=wide + 1)
+    database.run(lambda conn: conn.execute(gone))
+    assert renewed(number, 60, outside) == 403
+
+
 def test_a_team_gets_devices_of_its_environments_alone(guarded: Server) -> None:
     for number in range(1, 7):
         guarded.change(f"device{number}", environment="lab" if number < 5 else "staging")
@@ -191,6 +214,34 @@ def test_the_claim_itself_counts(guarded: Server) -> None:
         guarded.daemon.mozpool.driver.handle(waits, "device_found", {"device": free})
     assert guarded.request(waits).claim_id is None
     assert guarded.device(free.name).claim_id is None
+
+
+def test_a_team_that_is_gone_has_no_room(guarded: Server) -> None:
+    def room(team_id: int) -> bool:
+        return guarded.daemon.database.run(lambda conn: teams.has_room(conn, team_id))
+
+    number = make_team(guarded.daemon.database, "web", max_devices=1)
+    unlimited = make_team(guarded.daemon.database, "all")
+    assert room(number)
+    assert room(unlimited)
+    for team_id in (number, unlimited):
+        guarded.daemon.database.run(partial(teams.remove, team_id=team_id))
+        assert not room(team_id)
+
+
+def test_a_request_whose_team_is_gone_gets_no_device(guarded: Server) -> None:
+    mine = member(guarded, "web", max_devices=0)
+    waits = guarded.made(headers=mine)
+    team_id = guarded.request(waits).team_id
+    assert team_id is not None
+    guarded.daemon.database.run(lambda conn: teams.remove(conn, team_id))
+    guarded.daemon.clock.sleep(1.1)
+    guarded.daemon.mozpool.matcher.wake()
+    after = guarded.made(headers=admin(guarded))
+    guarded.wait_until(lambda: guarded.request(after).claim_id is not None)
+    row = guarded.request(waits)
+    assert row.claim_id is None
+    assert guarded.daemon.mozpool.reasons([row]) == {waits: "its team was deleted"}
 
 
 # Several servers

@@ -46,8 +46,22 @@ def _tokens() -> dict[str, Any]:
         "old": old,
         "teams": known,
         "roles": [str(role) for role in Role if Role.NOBODY < role <= who.role],
-        "lifetimes": [(title, int(lifetime.total_seconds())) for title, lifetime in LIFETIMES],
+        **_lifetimes(),
         "arguments": request.args.to_dict(),
+    }
+
+
+def _lifetimes() -> dict[str, Any]:
+    """For how long whoever looks may make a token."""
+    offered = list(LIFETIMES)
+    if principal().is_of_provider:
+        days = site().settings.auth.token_lifetime
+        longest = timedelta(days=days)
+        offered = [each for each in offered if each[1] < longest]
+        offered.append(("1 day" if days == 1 else f"{days} days", longest))
+    return {
+        "lifetimes": [(title, int(lifetime.total_seconds())) for title, lifetime in offered],
+        "endless": not principal().is_of_provider,
     }
 
 

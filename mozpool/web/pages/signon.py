@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, cast
 
 from flask import Response, current_app, g, make_response, redirect, render_template, request
 
-from mozpool.access import people, tokens
+from mozpool.access import people, sessions, tokens
 from mozpool.access.notes import note
 from mozpool.access.principal import EVERYBODY, Kind, Principal, Role
 from mozpool.access.sessions import Person
 from mozpool.apikit import site
-from mozpool.db import sessions, teams
+from mozpool.db import teams
 from mozpool.errors import BadInput, Forbidden, MozpoolError, ProviderAway, TooManyCalls, Unauthorized
 from mozpool.web import bearer, gate, origins, signon
 from mozpool.web.pages.base import blueprint
@@ -195,7 +195,8 @@ def _provider_person(kept: dict[str, str]) -> Person:
     claims = theirs.finish(code, kept["verifier"], kept["nonce"])
     role = people.role_of(here.settings.auth, claims.groups)
     if role is Role.NOBODY:
-        here.database.run(lambda conn: sessions.judge_anew(conn, claims.name, None, None), repeatable=True)
+        now = here.clock.now()
+        here.database.run(lambda conn: sessions.judge_anew(conn, claims.name, role, None, now), repeatable=True)
         raise Forbidden(f"the provider knows you as {claims.name}, but none of your groups may do anything here")
     with here.database.read() as conn:
         team = people.team_of(teams.find(conn), claims.groups)

@@ -66,6 +66,7 @@ def tables() -> dict[str, list[sa.Column]]:
             sa.Column("revoked", MOMENT, nullable=True),
             sa.Column("last_used", MOMENT, nullable=True),
             sa.Column("last_address", sa.String(64), nullable=True),
+            sa.Column("parent_id", BIG_ID, nullable=True, comment="the token by which it was made; null = none was"),
         ],
         "sessions": [
             sa.Column("id", BIG_ID, primary_key=True, autoincrement=True),
@@ -106,7 +107,7 @@ def tables() -> dict[str, list[sa.Column]]:
 
 INDEXED: dict[str, tuple[tuple[str, ...], ...]] = {
     "requests": (("team_id",),),
-    "tokens": (("name",),),
+    "tokens": (("name",), ("parent_id",)),
     "sessions": (("name",), ("expires",)),
     "audit": (("ts",), ("who", "ts"), ("target", "ts"), ("action", "ts"), ("status", "ts")),
 }
