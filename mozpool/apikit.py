@@ -344,6 +344,16 @@ def answer(value: Any, status: int = 200) -> Response:
     return Response(json.dumps(value, separators=(",", ":")) + "\n", status, mimetype="application/json")
 
 
+def may_be_kept(said: Response, seconds: int) -> None:
+    """Let an answer be kept for so long: by caches that many share only where everybody may see it."""
+    settings = site().settings
+    if settings.auth_mode == "open" or settings.auth.anonymous == "viewer":
+        said.cache_control.public = True
+    else:
+        said.cache_control.private = True
+    said.cache_control.max_age = seconds
+
+
 def done() -> Response:
     """204: it was done, and there is nothing to say."""
     said = Response(status=204)

@@ -20,7 +20,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from mozpool.db.packing import loads_object
 from mozpool.db.spelling import exactly
-from mozpool.db.tables import device_requests, devices, hosted_jobs
+from mozpool.db.tables import device_requests, devices, hosted_jobs, requests
 
 UNDER_WAY = ("job_starting", "job_waiting", "job_running")
 """States of a device that its job is on the way to, or runs on."""
@@ -187,15 +187,21 @@ class Member:
     state: str
 
 
-def members(conn: Connection, boot_config: str) -> list[Member]:
-    """The devices that are held for requests with this very boot config, which names a group; by request."""
+def members(conn: Connection, boot_config: str, request_id: int) -> list[Member]:
+    """The devices that are held for requests with this very boot config, which names a group; by request.
+
+    Only those of whoever made the request of this id, for the same team: nobody joins the group of somebody else.
+    """
     query = (
-        select(device_requests.c.request_id, devices.c.name, devices.c.state)
+        select(device_requests.c.request_id, devices.c.name, devices.c.state, requests.c.made_by, requests.c.team_id)
         .join(device_requests, device_requests.c.id == devices.c.operation_claim_id)
+        .join(requests, requests.c.id == device_requests.c.request_id)
         .where(devices.c.state.in_(UNDER_WAY), exactly(devices.c.next_boot_config, boot_config))
         .order_by(device_requests.c.request_id)
     )
-    return [Member(*row) for row in conn.execute(query)]
+    rows = conn.execute(query).all()
+    own = {(row.made_by, row.team_id) for row in rows if row.request_id == request_id}
+    return [Member(row.request_id, row.name, row.state) for row in rows if (row.made_by, row.team_id) in own]
 
 
 # Reading

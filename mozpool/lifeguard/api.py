@@ -197,8 +197,7 @@ def device_state(name: str) -> Response:
             state = apikit.device_key(conn, name).state
     left = max(0, round(CACHED - age))
     said = answer({"state": state})
-    said.cache_control.public = True
-    said.cache_control.max_age = left
+    apikit.may_be_kept(said, left)
     said.expires = site().clock.now() + timedelta(seconds=left)
     return said
 

@@ -52,7 +52,7 @@ class Jobs:
             wish = None if fresh is None else Wish.of(fresh.next_boot_config)
             if fresh is None or wish is None or not fresh.is_held or fresh.request_id is None:
                 return Event("released")
-            members = hosted_jobs.members(conn, fresh.next_boot_config or "") if wish.group else []
+            members = hosted_jobs.members(conn, fresh.next_boot_config or "", fresh.request_id) if wish.group else []
         if not wish.group:
             return self._order(fresh, JobOrder(fresh.request_id, wish.project, (fresh.name,)))
         chosen = members[: wish.phones]

@@ -253,7 +253,7 @@ def pool_history() -> Response:
         values = asdict(one)
         shown.append({"time": apikit.time_text(values.pop("begin")), **values})
     said = answer({"step": 60 * step, "samples": shown})
-    said.cache_control.max_age = 60
+    apikit.may_be_kept(said, 60)
     return said
 
 

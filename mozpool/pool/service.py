@@ -182,7 +182,7 @@ class MozPool:
         return device is not None and device.state.startswith("failed_")
 
     def _repeated(self, conn: Connection, new: NewRequest) -> Request | None:
-        key = _key_digest(new.idempotency_key)
+        key = _key_digest(new)
         if key is None:
             return None
         found = requests.by_idempotency_key(conn, key)
@@ -248,7 +248,7 @@ class MozPool:
             "wait": wait,
             "queue_key": queue_key(now, new.priority, self._interval),
             "callback_url": new.callback_url,
-            "idempotency_key": _key_digest(new.idempotency_key),
+            "idempotency_key": _key_digest(new),
             "body_hash": new.digest(),
             "made_by": new.made_by,
             "team_id": None if new.team is None else new.team.id,
@@ -497,8 +497,11 @@ def _checked_job(boot_config: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _key_digest(key: str | None) -> str | None:
-    """Of any length and script, and told apart by case on every database."""
+def _key_digest(new: NewRequest) -> str | None:
+    """Of any length and script, told apart by case on every database; where callers have names, each has own keys."""
+    key = new.idempotency_key
+    if key is not None and new.made_by is not None:
+        key = json.dumps([new.made_by, key])
     return None if key is None else hashlib.sha256(key.encode()).hexdigest()
 
 

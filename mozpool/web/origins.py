@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from apiflask import APIFlask
 from flask import Response, g, request
 
+from mozpool.access.matrix import RULES
 from mozpool.apikit import Site, done, site
 from mozpool.db import images
 from mozpool.errors import Forbidden
@@ -102,6 +103,19 @@ def _name(origin: str) -> str | None:
     return _bare(parts.netloc) if parts.scheme in ("http", "https") and parts.netloc else None
 
 
+def _no_foreign_page_acts(origins: Origins) -> None:
+    """Raise Forbidden where a GET that changes something comes from a foreign page, as by an ``<img>``: without Origin.
+
+    Browsers say by ``Sec-Fetch-Site`` where a call comes from; boards, old clients and programs do not say it.
+    """
+    comes_from = request.headers.get("Sec-Fetch-Site")
+    rule = RULES.get(request.endpoint or "")
+    if comes_from is None or rule is None or not rule.acts or request.method != "GET":
+        return
+    if comes_from in ("cross-site", "same-site") or not origins.is_own(f"http://{request.host}", request.host):
+        raise Forbidden("pages of others may not call this server")
+
+
 def register(app: APIFlask, site: Site) -> None:
     """Apply the rule to the API's paths."""
     origins = Origins(site)
@@ -112,6 +126,8 @@ def register(app: APIFlask, site: Site) -> None:
     @app.before_request
     def check() -> Response | None:
         origin = request.headers.get("Origin")
+        if origin is None:
+            _no_foreign_page_acts(origins)
         if origin is None or not request.path.startswith("/api/"):
             return None
         if origins.is_own(origin, request.host):

@@ -210,3 +210,32 @@ def test_the_pages_assets_are_there(site: Server) -> None:
             answer = site.get(path)
             assert answer.status_code == 200, path
             answer.close()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/api/device/device1/power-off/", "/api/device/device1/event/please_self_test/", "/api/request/1/event/close/"],
+)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "same-origin", "Host": "rebind.evil.example"},
+        {"Sec-Fetch-Site": "none", "Host": "rebind.evil.example"},
+    ],
+)
+def test_an_image_of_a_foreign_page_does_nothing(site: Server, path: str, headers: dict[str, str]) -> None:
+    """Old GETs act, and browsers send no Origin with those."""
+    site.made("device1")
+    before = (site.device().version, site.get("/api/request/1/details/").get_json()["state"])
+    said = site.get(path, headers=headers)
+    assert (said.status_code, said.get_json()["error"]["code"]) == (403, "forbidden")
+    assert (site.device().version, site.get("/api/request/1/details/").get_json()["state"]) == before
+
+
+@pytest.mark.parametrize("headers", [{}, {"Sec-Fetch-Site": "none"}, {"Host": "board-side-name"}])
+def test_old_gets_act_for_those_who_mean_it(site: Server, headers: dict[str, str]) -> None:
+    """Programs and boards, which don't say where they come from, and people who type an address."""
+    assert site.get("/api/device/device1/event/please_self_test/", headers=headers).status_code == 200
+    assert site.device().state != "ready"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import socket
@@ -25,7 +26,7 @@ from mozpool.access.brake import BURST, PAUSE, Brake
 from mozpool.access.matrix import RULES
 from mozpool.access.principal import Kind, Principal, Role
 from mozpool.clock import SimClock
-from mozpool.db import tables
+from mozpool.db import hosted_jobs, tables
 from mozpool.db import tokens as token_rows
 from mozpool.errors import TooManyCalls
 from mozpool.fakes.sutagent import COMMAND_PORT
@@ -373,9 +374,11 @@ def test_equal_calls_of_two_people_are_two_requests(people: People) -> None:
     one = people.server.made("any", headers=people.me, **body)
     assert people.server.made("any", headers=people.you, **body) != one
     key = {"Idempotency-Key": "abc"}
-    assert people.server.ask(headers={**people.me, **key}).status_code == 200
-    said = people.server.ask(headers={**people.you, **key})
-    assert (said.status_code, said.get_json()["error"]["field"]) == (422, "Idempotency-Key")
+    mine, yours = (
+        people.server.ask(headers={**who, **key}).get_json()["request"]["id"] for who in (people.me, people.you)
+    )
+    assert mine != yours
+    assert people.server.ask(headers={**people.me, **key}).get_json()["request"]["id"] == mine
 
 
 HOLDERS = [
@@ -592,6 +595,27 @@ def test_bad_signatures_are_slowed_down_apart_from_tokens(people: People) -> Non
     assert set(statuses[:BURST]) == {401}
     assert statuses[-1] == 429
     assert people.get("/api/whoami/", people.me).status_code == 200
+
+
+def test_nobody_joins_the_group_of_somebody_elses_job(people: People) -> None:
+    """Who knows its boot config, which everybody can read, still is not of it."""
+    boot_config = json.dumps({"project": "a55-perf", "group": "one", "phones": 2})
+    for device, headers in (("device1", people.you), ("device2", people.me), ("device3", people.me)):
+        people.server.made(device, headers=headers)
+        claim = people.server.device(device).claim_id
+        people.server.change(device, next_boot_config=boot_config, operation_claim_id=claim, state="job_starting")
+    numbers = [people.server.device(device).request_id or 0 for device in ("device1", "device3")]
+    with people.database.read() as conn:
+        first, second = (hosted_jobs.members(conn, boot_config, number) for number in numbers)
+    assert [member.device for member in first] == ["device1"]
+    assert [member.device for member in second] == ["device2", "device3"]
+    people.server.undocumented.clear()
+
+
+def test_answers_that_need_a_role_are_kept_by_nobody_else(people: People) -> None:
+    for path in ("/api/device/device1/state/?cache=1", "/api/pool/history/"):
+        assert "private" in people.get(path, people.me).headers["Cache-Control"]
+        assert "public" not in people.get(path, people.me).headers["Cache-Control"]
 
 
 # Logs

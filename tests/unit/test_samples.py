@@ -135,7 +135,7 @@ def test_the_api_tells_the_last_day_unless_asked_for_more(imaging_server: Server
     now = samples.minute_of(imaging_server.daemon.clock.now())
     add(imaging_server.daemon.database, replace(EMPTY, minute=now - 3000, waiting=4))
     answer = imaging_server.get("/api/pool/history/")
-    assert answer.headers["Cache-Control"] == "max-age=60"
+    assert answer.headers["Cache-Control"] == "public, max-age=60"
     said = answer.get_json()
     assert said["step"] == 300
     assert [(one["idle"], one["waiting"]) for one in said["samples"]] == [(3.0, 0)]
