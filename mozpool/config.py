@@ -574,6 +574,12 @@ class Auth:
     oidc_scope: str = setting(TEXT, "openid profile email", "What is asked of the provider.")
     oidc_name_claim: str = setting(TEXT, "email", "The claim that names a person here, as assignee and in the audit.")
     oidc_groups_claim: str = setting(TEXT, "groups", "The claim that lists a person's groups.")
+    oidc_email_unverified: bool = setting(
+        BOOLEAN,
+        False,
+        "Whether an e-mail address names a person though the provider does not say whether it has made sure of it. One "
+        "of which it says that it has not never does.",
+    )
     oidc_viewers: tuple[str, ...] = setting(GROUPS, (), "Groups of the provider whose people may look; * is everybody.")
     oidc_users: tuple[str, ...] = setting(GROUPS, (), "Groups whose people may have requests; * is everybody.")
     oidc_operators: tuple[str, ...] = setting(GROUPS, (), "Groups whose people may act on all devices and requests.")

@@ -305,12 +305,15 @@ class Provider:
 
     def _claims(self, claims: Mapping[str, Any], more: Callable[[], Mapping[str, Any]]) -> Claims:
         name_claim, groups_claim = self._auth.oidc_name_claim, self._auth.oidc_groups_claim
-        if name_claim not in claims or groups_claim not in claims:
+        wanted = {name_claim, groups_claim, *({"email_verified"} if name_claim == "email" else ())}
+        if not wanted <= claims.keys():
             claims = {**more(), **claims}
         name, groups = claims.get(name_claim), claims.get(groups_claim, [])
         if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
             raise Forbidden(f"the provider says no usable {name_claim} of you, which would be your name here")
-        if name_claim == "email" and claims.get("email_verified") is False:
+        unknown = self._auth.oidc_email_unverified
+        # Some providers say it as text.
+        if name_claim == "email" and str(claims.get("email_verified", unknown)).lower() != "true":
             raise Forbidden("the provider has not made sure that the e-mail address which would be your name is yours")
         if isinstance(groups, str):
             groups = [groups]

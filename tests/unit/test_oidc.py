@@ -39,7 +39,7 @@ class LyingProvider(Service):
     def __init__(self) -> None:
         self.web = WebServer("the lying provider", self._answer, Clock(), "127.0.0.1", 0)
         self.metadata: dict[str, Any] = {}
-        self.claims: dict[str, Any] = {"email": "ada@example.com", "groups": ["lab"]}
+        self.claims: dict[str, Any] = {"email": "ada@example.com", "email_verified": True, "groups": ["lab"]}
         self.userinfo: dict[str, Any] = {}
         self.keys = [KEY]
         self.signed_with: RSAKey = KEY
@@ -259,7 +259,7 @@ def test_a_provider_behind_https_is_not_talked_to_without(lying: LyingProvider) 
 
 @pytest.mark.parametrize("name", [None, "", " ", 7, ["x"], "x" * 257, "a\nb", "a\x00b"])
 def test_a_name_that_is_none_is_refused(lying: LyingProvider, name: Any) -> None:
-    lying.claims = {"email": name, "groups": []}
+    lying.claims = {"email": name, "email_verified": True, "groups": []}
     with pytest.raises(Forbidden, match="no usable email"):
         come_back(lying)
 
@@ -271,13 +271,13 @@ def test_the_settings_say_which_claims_count(lying: LyingProvider) -> None:
 
 
 def test_what_the_token_does_not_say_is_asked_for(lying: LyingProvider) -> None:
-    lying.claims = {"email": "ada@example.com"}
+    lying.claims = {"email": "ada@example.com", "email_verified": True}
     lying.userinfo = {"email": "evil@example.com", "groups": ["lab", "x"]}
     assert come_back(lying) == Claims("ada@example.com", ("lab", "x"))
 
 
 def test_who_is_in_no_group_is_in_none(lying: LyingProvider) -> None:
-    lying.claims = {"email": "ada@example.com"}
+    lying.claims = {"email": "ada@example.com", "email_verified": True}
     assert come_back(lying) == Claims("ada@example.com", ())
     lying.metadata = {"userinfo_endpoint": None}
     with pytest.raises(ProviderAway):
@@ -285,7 +285,7 @@ def test_who_is_in_no_group_is_in_none(lying: LyingProvider) -> None:
 
 
 def test_what_is_said_of_somebody_else_is_not_believed(lying: LyingProvider) -> None:
-    lying.claims = {"email": "ada@example.com"}
+    lying.claims = {"email": "ada@example.com", "email_verified": True}
     lying.userinfo = {"sub": "8", "groups": ["admins"]}
     with pytest.raises(Forbidden, match="somebody else"):
         come_back(lying)
@@ -293,15 +293,35 @@ def test_what_is_said_of_somebody_else_is_not_believed(lying: LyingProvider) -> 
 
 @pytest.mark.parametrize("groups", [7, {"a": 1}, [1], [["x"]], ["x"] * 1001])
 def test_groups_that_are_none_are_refused(lying: LyingProvider, groups: Any) -> None:
-    lying.claims = {"email": "ada@example.com", "groups": groups}
+    lying.claims = {"email": "ada@example.com", "email_verified": True, "groups": groups}
     with pytest.raises(Forbidden, match="no list of names"):
         come_back(lying)
 
 
-def test_an_address_that_the_provider_has_not_proven_is_refused(lying: LyingProvider) -> None:
-    lying.claims["email_verified"] = False
+@pytest.mark.parametrize("said", [False, "false", 0, "", "no", None])
+def test_an_address_that_the_provider_has_not_proven_is_refused(lying: LyingProvider, said: Any) -> None:
+    """None: it says nothing, in the ID token."""
+    lying.claims["email_verified"] = said
     with pytest.raises(Forbidden, match="not made sure"):
         come_back(lying)
+
+
+@pytest.mark.parametrize("said", [False, "false"])
+def test_what_the_userinfo_endpoint_says_of_an_address_counts(lying: LyingProvider, said: Any) -> None:
+    lying.claims["email_verified"] = None
+    lying.userinfo = {"email_verified": said}
+    with pytest.raises(Forbidden, match="not made sure"):
+        come_back(lying)
+    lying.userinfo = {"email_verified": "true"}
+    assert come_back(lying).name == "ada@example.com"
+
+
+def test_an_address_may_be_believed_of_which_nothing_is_said(lying: LyingProvider) -> None:
+    lying.claims["email_verified"] = None
+    assert come_back(lying, oidc_email_unverified=True).name == "ada@example.com"
+    lying.claims["email_verified"] = False
+    with pytest.raises(Forbidden, match="not made sure"):
+        come_back(lying, oidc_email_unverified=True)
 
 
 # --- Outages ---
