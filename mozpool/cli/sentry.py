@@ -5,9 +5,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mozpool import __version__
 from mozpool.config import Settings
 from mozpool.errors import MozpoolError
+
+if TYPE_CHECKING:
+    from sentry_sdk.types import Event, Hint
+
+
+def _what_was_called(event: Event, _hint: Hint) -> Event:
+    """Of the call in which an error was logged, method and address alone: headers and query may carry tokens."""
+    call = event.get("request")
+    if isinstance(call, dict):
+        event["request"] = {key: call[key] for key in ("method", "url") if key in call}
+    return event
 
 
 def report_errors(settings: Settings) -> None:
@@ -31,6 +44,7 @@ def report_errors(settings: Settings) -> None:
             server_name=settings.server.fqdn,
             include_local_variables=False,
             max_request_body_size="never",
+            before_send=_what_was_called,
             # It would put a part of the DSN into each program's environment and each call's headers.
             disabled_integrations=[StdlibIntegration()],
         )

@@ -482,14 +482,21 @@ def test_a_dsn_without_the_library_or_that_is_wrong_is_told(monkeypatch: pytest.
 
 
 def test_errors_that_are_logged_reach_sentry(tmp_path: Path) -> None:
-    """In a process of its own: Sentry's library hooks into all logging."""
+    """In a process of its own: Sentry's library hooks into all logging. Of the call in which it happens no more is told
+    than what it was: devices and people show their tokens in headers and queries."""
     code = (
-        "import logging, sys, sentry_sdk\n"
+        "import flask, logging, sys, sentry_sdk\n"
         "from mozpool.cli.sentry import report_errors\n"
         "from mozpool.config import LambdaTest, Settings\n"
         "secret = 'tc-s3cret'\n"
         "report_errors(Settings(lambdatest=LambdaTest(sentry_dsn=sys.argv[1])))\n"
-        "logging.getLogger('mozpool.launcher').error('no job of %s is started', 'a55')\n"
+        "app = flask.Flask('pool')\n"
+        "@app.get('/event/<name>')\n"
+        "def event(name):\n"
+        "    logging.getLogger('mozpool.launcher').error('no job of %s is started', 'a55')\n"
+        "    return 'well'\n"
+        "headers = {'Mozpool-Boot-Token': secret, 'Mozpool-Csrf': secret, 'Cookie': f'mozpool_session={secret}'}\n"
+        "assert app.test_client().get(f'/event/begun?token={secret}', headers=headers).text == 'well'\n"
         "sentry_sdk.flush(10)\n"
     )
     with listening() as receiver:
@@ -498,4 +505,5 @@ def test_errors_that_are_logged_reach_sentry(tmp_path: Path) -> None:
         wait_until(lambda: receiver.calls)
         said = [gzip.decompress(call.raw) if call.raw[:2] == b"\x1f\x8b" else call.raw for call in receiver.calls]
     assert any(b"no job of %s is started" in each for each in said)
+    assert any(b"/event/begun" in each for each in said)
     assert not any(b"tc-s3cret" in each for each in said)
