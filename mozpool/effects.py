@@ -95,14 +95,15 @@ class Effects(Generic[Row]):
         before_look: Callable[[], None] = lambda: None,
         on_done: Callable[[str, str, str, float], None] = lambda kind, effect, outcome, seconds: None,
         together: Callable[[Sequence[Part[Row]]], None] | None = None,
+        most_together: int = MOST_TOGETHER,
         speed: float = 1.0,
     ) -> None:
         """A lane that fails ``breaker_failures`` times in a row is held, and probed every ``breaker_probe`` seconds.
 
         ``on_lane(lane, "ok" | "suspect" | "failed", reason)`` is told what is known of a lane. ``before_look`` is
         called in the worker's thread just before it is looked whose row an effect is for. ``together(parts)`` does
-        joint effects of one lane. Each time that an effect was done, ``on_done(kind of row, class of the effect, what
-        came of it, seconds)`` is called.
+        joint effects of one lane, ``most_together`` at most. Each time that an effect was done, ``on_done(kind of row,
+        class of the effect, what came of it, seconds)`` is called.
         """
         self._driver = driver
         self._performer = performer
@@ -113,6 +114,7 @@ class Effects(Generic[Row]):
         self._before_look = before_look
         self._on_done = on_done
         self._together = together
+        self._most_together = most_together
         self._speed = speed
         self._lock = threading.Lock()
         self._slots: dict[tuple[int, str], _Job] = {}
@@ -216,7 +218,7 @@ class Effects(Generic[Row]):
                 taken.add(job.row_id)
                 parts.append(Part(row, job.effect, self._once(job)))
             job = None
-            if len(parts) < MOST_TOGETHER and self._driver.clock.monotonic() - begun < GATHERING:
+            if len(parts) < self._most_together and self._driver.clock.monotonic() - begun < GATHERING:
                 with self._lock:
                     waiting = self._joint.get(lane, ())
                     job = next((each for each in waiting if each.row_id not in taken), None)
